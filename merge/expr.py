@@ -1,0 +1,103 @@
+"""What an output tensor is made of: small expressions over source tensors and gates.
+
+Each node knows its `dtype` (safetensors' name) and `shape` without a weight being read, so a plan can be printed, compared
+and summed up from headers alone. `merge.evaluate` turns expressions into numbers; the GGUF writer wraps them in its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from merge.dtypes import SIZES
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A tensor of a source checkpoint, as it is. `source` is the checkpoint's key in the plan."""
+
+    source: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The router of one layer, from the calibrated gates: shape (experts, hidden)."""
+
+    layer: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """`x` rounded to another dtype."""
+
+    x: Expr
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """`factor * x`."""
+
+    x: Expr
+    factor: float
+
+    @property
+    def dtype(self) -> str:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """`x` plus Gaussian noise of standard deviation `std`, drawn from `seed`: the same bits on every run."""
+
+    x: Expr
+    std: float
+    seed: str
+
+    @property
+    def dtype(self) -> str:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+Expr = Read | Gate | Cast | Scale | Noise
+
+
+def cast(x: Expr, dtype: str) -> Expr:
+    """`x` in `dtype`: `x` itself where it has it already, so that a copy stays recognisable as one."""
+    return x if x.dtype == dtype else Cast(x, dtype)
+
+
+def elements(x: Expr) -> int:
+    """Number of elements."""
+    return math.prod(x.shape)
+
+
+def nbytes(x: Expr) -> int:
+    """Bytes of the tensor as stored."""
+    return elements(x) * SIZES[x.dtype]
+
+
+def reads(x: Expr) -> Iterator[Read]:
+    """The source tensors that `x` is made of."""
+    if isinstance(x, Read):
+        yield x
+    elif not isinstance(x, Gate):
+        yield from reads(x.x)
