@@ -1,0 +1,239 @@
+"""A checkpoint as its headers tell it: config.json, the tensors with dtype, shape and place, and the list of files.
+
+The safetensors header is parsed here, strictly: it comes from strangers.
+Format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merge.dtypes import SIZES
+from merge.errors import SourceError
+
+# The safetensors library's own limit for a header, in bytes.
+MAX_HEADER = 100_000_000
+MAX_JSON = 64_000_000
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# What a merge copies along from the base, when it is there.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+COMPANION_FILES = (*TOKENIZER_FILES, "generation_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint. `start` is the offset of its first byte in `file`; None where only config.json is
+    known."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str | None = None
+    start: int | None = None
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A source model, known from its headers.
+
+    `key` names it in a plan: `owner/name@commit`, or the folder. `commit` is None for a local folder, whose `fingerprint`
+    then tells a changed file. `tensors` is None where the headers could not be had (`why_no_headers` says why).
+    """
+
+    key: str
+    name: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo] | None
+    files: Mapping[str, int]
+    commit: str | None = None
+    folder: Path | None = None
+    license: str | None = None
+    why_no_headers: str | None = None
+    fingerprint: str = field(default="")
+
+    @property
+    def is_hub(self) -> bool:
+        return self.folder is None
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """The tokenizer and generation files that a merge copies from this checkpoint."""
+        return tuple(name for name in COMPANION_FILES if name in self.files)
+
+
+def parse_header(raw: bytes, file: str, data_start: int, file_size: int) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file.
+
+    `raw` is the JSON header, `data_start` the offset of the data behind it, `file_size` in bytes. Raises SourceError
+    where the header does not describe the file: an unknown dtype, an overlap, bytes beyond the end.
+    """
+    header = load_json(raw, file)
+    tensors: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise SourceError(f"{file}: the header entry of tensor {name!r} is not one of safetensors'") from None
+        if dtype not in SIZES:
+            raise SourceError(f"{file}: tensor {name!r} has dtype {dtype!r}, which no merge can read")
+        if not _whole_numbers(shape) or not _whole_numbers([begin, end]):
+            raise SourceError(f"{file}: tensor {name!r} has a shape or offset that is not a list of whole numbers")
+        info = TensorInfo(dtype, tuple(shape), file, data_start + begin)
+        if end - begin != info.nbytes or data_start + end > file_size:
+            raise SourceError(f"{file}: tensor {name!r} does not fit its bytes; the file is truncated or damaged")
+        tensors[name] = info
+        spans.append((begin, end, name))
+    spans.sort()
+    for (_, end, name), (begin, _, other) in itertools.pairwise(spans):
+        if begin < end:
+            raise SourceError(f"{file}: tensors {name!r} and {other!r} overlap; the file is damaged")
+    return tensors
+
+
+def header_length(first8: bytes, file: str, file_size: int) -> int:
+    """Length of the JSON header that the first eight bytes of a safetensors file announce."""
+    if len(first8) < 8:
+        raise SourceError(f"{file}: not a safetensors file (shorter than eight bytes)")
+    length: int = struct.unpack("<Q", first8)[0]
+    if length > MAX_HEADER or length + 8 > file_size:
+        raise SourceError(f"{file}: not a safetensors file, or truncated (its header claims {length} bytes)")
+    return length
+
+
+def shard_names(index: Mapping[str, Any], where: str) -> list[str]:
+    """The shard files a model.safetensors.index.json names, in order. Raises SourceError on a name with a path in it."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{where}: no weight_map in it")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if "/" in name or "\\" in name or name.startswith(".") or not name.endswith(".safetensors"):
+            raise SourceError(f"{where}: {name!r} is not the name of a safetensors file beside it")
+    return names
+
+
+def load_json(raw: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from untrusted bytes."""
+    if len(raw) > MAX_HEADER:
+        raise SourceError(f"{where}: larger than any header we read ({len(raw)} bytes)")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: not valid JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{where}: a JSON object was expected")
+    return value
+
+
+def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
+    """The checkpoint in a local folder, from its headers. Raises SourceError where there is none."""
+    shown = name or str(folder)
+    if not folder.is_dir():
+        raise SourceError(f"{shown}: there is no such folder ({folder})")
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise SourceError(f"{shown}: no config.json in it, so it is not a model's folder")
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    config = load_json(_read_small(config_file), f"{shown}/config.json")
+    tensors: dict[str, TensorInfo] | None = {}
+    why = None
+    if INDEX in files:
+        shards = shard_names(load_json(_read_small(folder / INDEX), f"{shown}/{INDEX}"), f"{shown}/{INDEX}")
+    elif SINGLE in files:
+        shards = [SINGLE]
+    else:
+        tensors, shards, why = None, [], missing_weights(files)
+    digest = hashlib.sha256(_read_small(config_file))
+    for shard in shards:
+        if shard not in files:
+            raise SourceError(f"{shown}: the index names {shard}, which is not there")
+        header, found = _open_shard(folder / shard, f"{shown}/{shard}")
+        stat = (folder / shard).stat()
+        digest.update(header + f"{stat.st_size}:{stat.st_mtime_ns}".encode())
+        assert tensors is not None
+        for tensor, info in found.items():
+            if tensor in tensors:
+                raise SourceError(f"{shown}: tensor {tensor!r} stands in two shards")
+            tensors[tensor] = TensorInfo(info.dtype, info.shape, shard, info.start)
+    for companion in COMPANION_FILES:
+        if companion in files:
+            digest.update(companion.encode() + (folder / companion).read_bytes())
+    return Checkpoint(
+        key=shown,
+        name=shown,
+        config=config,
+        tensors=tensors,
+        files=files,
+        folder=folder,
+        license=front_matter_license(folder / "README.md"),
+        why_no_headers=why,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def missing_weights(files: Mapping[str, int]) -> str:
+    """Why a list of files holds no safetensors checkpoint: `pickle` (PyTorch .bin files only) or `config-only`."""
+    return (
+        "pickle" if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in files) else "config-only"
+    )
+
+
+def front_matter_license(readme: Path) -> str | None:
+    """The `license:` line of a model card's front matter."""
+    if not readme.is_file():
+        return None
+    with readme.open(encoding="utf-8", errors="replace") as lines:
+        if lines.readline().rstrip() != "---":
+            return None
+        for _, line in zip(range(500), lines, strict=False):
+            if line.rstrip() == "---":
+                return None
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip().strip("'\"") or None
+    return None
+
+
+def _open_shard(path: Path, shown: str) -> tuple[bytes, dict[str, TensorInfo]]:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = header_length(file.read(8), shown, size)
+            raw = file.read(length)
+    except OSError as error:
+        raise SourceError(f"{shown}: cannot be read ({error.strerror})") from None
+    return raw, parse_header(raw, shown, 8 + length, size)
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise SourceError(f"{path}: larger than any {path.name} we read")
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _whole_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**60 for value in values)

@@ -1,0 +1,149 @@
+"""From expressions to numbers, slice by slice, so that memory stays flat whatever a tensor's size.
+
+Sources are memory-mapped: reading a slice touches only its pages, and a bare read is a view of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merge.checkpoint import Checkpoint, TensorInfo, open_folder
+from merge.dtypes import SIZES, TORCH_NAME
+from merge.errors import SourceError
+from merge.expr import Cast, Expr, Gate, Noise, Read, Scale, elements
+
+TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
+TORCH_DTYPES |= {"F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+# Noise is drawn in blocks of this many elements, each from its own seed: a slice gives the same bits as the whole.
+NOISE_BLOCK = 1 << 20
+# Slices of about this many bytes: large enough to amortise the calls, small enough to stay in cache and off the heap.
+SLICE_BYTES = 32 << 20
+
+
+class Files:
+    """The bytes of one checkpoint's tensors, memory-mapped from a local folder."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.folder is None or checkpoint.tensors is None:
+            raise SourceError(f"{checkpoint.name}: its weights are not on this machine")
+        self._checkpoint = checkpoint
+        self._folder = checkpoint.folder
+        self._tensors: Mapping[str, TensorInfo] = checkpoint.tensors
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def place(self, tensor: str) -> tuple[Path, int, int]:
+        """Where the bytes of `tensor` lie: file, offset of the first byte, number of bytes."""
+        info = self._info(tensor)
+        assert info.file is not None
+        assert info.start is not None
+        return self._folder / info.file, info.start, info.nbytes
+
+    def flat(self, tensor: str, start: int, stop: int) -> torch.Tensor:
+        """Elements start..stop of `tensor` in its own dtype, flattened: a read-only view of the file."""
+        info = self._info(tensor)
+        assert info.file is not None
+        assert info.start is not None
+        size = SIZES[info.dtype]
+        return torch.frombuffer(
+            self._map(info.file), dtype=TORCH_DTYPES[info.dtype], count=stop - start, offset=info.start + start * size
+        )
+
+    def _info(self, tensor: str) -> TensorInfo:
+        info = self._tensors.get(tensor)
+        if info is None:
+            raise SourceError(f"{self._checkpoint.name}: tensor {tensor!r} is not in it any more")
+        return info
+
+    def _map(self, file: str) -> mmap.mmap:
+        if file not in self._maps:
+            path = self._folder / file
+            try:
+                # ACCESS_COPY gives writable private pages, which torch wants; nothing ever writes to them.
+                with path.open("rb") as handle:
+                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+        return self._maps[file]
+
+
+class Evaluator:
+    """Evaluates expressions over local checkpoints and calibrated gates.
+
+    `files` maps a plan's source keys to the bytes; `gates` maps a layer to its router weight (experts, hidden).
+    """
+
+    def __init__(self, files: Mapping[str, Files], gates: Mapping[int, torch.Tensor] | None = None) -> None:
+        self.files = files
+        self.gates = gates or {}
+
+    def tensor(self, x: Expr) -> torch.Tensor:
+        """The whole of `x`, in its dtype and shape."""
+        return self.flat(x, 0, elements(x)).view(x.shape)
+
+    def rows(self, x: Expr, start: int, stop: int) -> torch.Tensor:
+        """Rows start..stop of `x` along its first dimension."""
+        row = math.prod(x.shape[1:])
+        return self.flat(x, start * row, stop * row).view(stop - start, *x.shape[1:])
+
+    def slices(self, x: Expr, max_bytes: int = SLICE_BYTES) -> Iterator[torch.Tensor]:
+        """`x` as flat slices, in order, each of at most about `max_bytes`."""
+        step = max(1, max_bytes // SIZES[x.dtype])
+        for start in range(0, elements(x), step):
+            yield self.flat(x, start, min(start + step, elements(x)))
+
+    def flat(self, x: Expr, start: int, stop: int) -> torch.Tensor:
+        """Elements start..stop of `x` in row-major order, in its dtype."""
+        match x:
+            case Read():
+                return self.files[x.source].flat(x.tensor, start, stop)
+            case Gate():
+                return self.gates[x.layer].reshape(-1)[start:stop].to(TORCH_DTYPES[x.dtype])
+            case Cast():
+                return self._exact(x.x, start, stop).to(TORCH_DTYPES[x.dtype])
+            case Scale() | Noise():
+                return self._exact(x, start, stop).to(TORCH_DTYPES[x.dtype])
+
+    def _exact(self, x: Expr, start: int, stop: int) -> torch.Tensor:
+        """Like `flat`, but in float32 where arithmetic is involved, so that a chain of nodes rounds only once."""
+        match x:
+            case Scale():
+                return self._exact(x.x, start, stop).float() * x.factor
+            case Noise():
+                return self._exact(x.x, start, stop).float() + x.std * _noise(x.seed, start, stop)
+            case _:
+                return self.flat(x, start, stop)
+
+
+def _noise(seed: str, start: int, stop: int) -> torch.Tensor:
+    """Elements start..stop of the standard normal sequence of `seed`, float32."""
+    first, last = start // NOISE_BLOCK, (max(stop, start + 1) - 1) // NOISE_BLOCK
+    blocks = [_noise_block(seed, block) for block in range(first, last + 1)]
+    return torch.cat(blocks)[start - first * NOISE_BLOCK : stop - first * NOISE_BLOCK]
+
+
+def _noise_block(seed: str, block: int) -> torch.Tensor:
+    number = int.from_bytes(hashlib.sha256(f"{seed}:{block}".encode()).digest()[:8], "big") >> 1
+    return torch.randn(NOISE_BLOCK, generator=torch.Generator().manual_seed(number))
+
+
+def open_files(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Files]:
+    """The bytes of each checkpoint of a plan, all of them local by now."""
+    return {key: Files(checkpoint) for key, checkpoint in checkpoints.items()}
+
+
+def checkpoint_expressions(folder: Path) -> tuple[dict[str, Expr], dict[str, Any], Evaluator]:
+    """A checkpoint on disk seen as a plan: its tensors as bare reads, its config, and their evaluator."""
+    checkpoint = open_folder(folder)
+    if checkpoint.tensors is None:
+        raise SourceError(f"{folder}: no safetensors weights in it")
+    tensors: dict[str, Expr] = {
+        name: Read(checkpoint.key, name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()
+    }
+    return tensors, dict(checkpoint.config), Evaluator(open_files({checkpoint.key: checkpoint}))
