@@ -1,0 +1,493 @@
+"""Everything moerge says about a recipe, as data.
+
+A finding has an identifier that never changes, a level, a message with named holes, and a docstring: what is wrong, why it
+matters, how to mend it. docs/findings.md is made from these docstrings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+ERROR = "error"
+WARNING = "warning"
+NOTICE = "notice"
+
+
+class Finding:
+    """One statement about a recipe, at a line of it where it has one. Made by calling a subclass with its holes."""
+
+    id: ClassVar[str]
+    level: ClassVar[str]
+    message: ClassVar[str]
+
+    def __init__(self, line: int | None = None, **holes: Any) -> None:
+        self.line = line
+        self.holes = holes
+
+    @property
+    def text(self) -> str:
+        """The message with its holes filled, in one line, control characters shown as escapes."""
+        return printable(self.message.format(**{name: _shortened(value) for name, value in self.holes.items()}))
+
+    def located(self, path: str) -> str:
+        """`path:line: level[id]: text`, the form editors and compilers use."""
+        place = path if self.line is None else f"{path}:{self.line}"
+        return f"{place}: {self.level}[{self.id}]: {self.text}"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.line, self.text))
+
+    def __repr__(self) -> str:
+        return f"<{self.id} line {self.line}: {self.text}>"
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with what would steer a terminal or reorder the line written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shortened(value: Any, limit: int = 300) -> Any:
+    """A text of at most `limit` characters: a hostile value must not fill the screen."""
+    return f"{value[:limit]}…" if isinstance(value, str) and len(value) > limit else value
+
+
+def all_findings() -> list[type[Finding]]:
+    """Every kind of finding, by id."""
+    return sorted(_subclasses(Finding), key=lambda kind: kind.id)
+
+
+def documentation() -> str:
+    """docs/findings.md."""
+    parts = [
+        "# Findings",
+        "",
+        "What `moerge` may say about a recipe. An *error* stops a build, a *warning* does not, a *notice* only informs.",
+        "This page is made from the code: `python -m merge.findings > docs/findings.md`.",
+    ]
+    for kind in all_findings():
+        parts += [
+            "",
+            f"## {kind.id}",
+            "",
+            f"*{kind.level}*: `{kind.message}`",
+            "",
+            inspect.cleandoc(kind.__doc__ or ""),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _subclasses(kind: type[Finding]) -> list[type[Finding]]:
+    return [found for sub in kind.__subclasses__() for found in [sub, *_subclasses(sub)]]
+
+
+# ---------------------------------------------------------------------------------------------------- the file as YAML
+
+
+class NotYaml(Finding):
+    """The file is not valid YAML. Most often an indentation, a missing space after a colon, or an unclosed quote or
+    bracket at the line named."""
+
+    id = "not-yaml"
+    level = ERROR
+    message = "this is not valid YAML: {problem}"
+
+
+class NotText(Finding):
+    """The file is not UTF-8 text, or it holds characters that YAML does not allow (NUL and other control characters).
+    Save it as plain UTF-8."""
+
+    id = "not-text"
+    level = ERROR
+    message = "this is not plain UTF-8 text: {problem}"
+
+
+class NotReadable(Finding):
+    """The recipe file cannot be opened. Check the path and the permissions."""
+
+    id = "not-readable"
+    level = ERROR
+    message = "the recipe cannot be read: {problem}"
+
+
+class TooLarge(Finding):
+    """A recipe is a page of text. A larger file is refused before it is parsed, because parsing a hostile one can take
+    minutes. Long prompts belong in a file of their own."""
+
+    id = "too-large"
+    level = ERROR
+    message = "the file has {size} bytes; a recipe may have {limit}"
+
+
+class TooDeep(Finding):
+    """Lists and mappings are nested deeper than any recipe needs; refused before anything walks them."""
+
+    id = "too-deep"
+    level = ERROR
+    message = "nested more than {limit} levels deep"
+
+
+class AliasUsed(Finding):
+    """YAML aliases (`*name`, and the merge key `<<`) are refused: a few hundred bytes of them can expand to gigabytes.
+    Write the value out where it is used."""
+
+    id = "alias-used"
+    level = ERROR
+    message = "YAML aliases and merge keys ({shown}) are not allowed here; write the value out"
+
+
+class TagUsed(Finding):
+    """YAML tags (`!something`) ask a loader to build objects. A recipe needs none."""
+
+    id = "tag-used"
+    level = ERROR
+    message = "YAML tag {tag!r} is not allowed; write the plain value"
+
+
+class DuplicateKey(Finding):
+    """The same key stands twice in one mapping. YAML readers silently keep the last one, which is rarely what was
+    meant. Delete one of them."""
+
+    id = "duplicate-key"
+    level = ERROR
+    message = "key {key!r} stands here a second time (first at line {first}); keep one of them"
+
+
+class NotARecipe(Finding):
+    """The file is valid YAML, but not a recipe: its top level must be a mapping with `base_model` and `experts`."""
+
+    id = "not-a-recipe"
+    level = ERROR
+    message = "a recipe is a mapping with base_model and experts; this is {found}"
+
+
+# -------------------------------------------------------------------------------------------------- keys and their values
+
+
+class UnknownKey(Finding):
+    """The key is not one of a recipe's. A misspelt key would otherwise be ignored and its default used without a word.
+    `moerge schema` prints all keys for your editor."""
+
+    id = "unknown-key"
+    level = ERROR
+    message = "{key!r} is not a key of {what}{hint}"
+
+
+class IgnoredKey(Finding):
+    """The key belongs to mergekit's other merge methods. mergekit-moe ignores it, and so do we; it can be deleted."""
+
+    id = "ignored-key"
+    level = WARNING
+    message = "{key!r} has no meaning in a mixture-of-experts recipe and is ignored, as mergekit-moe ignores it"
+
+
+class MissingKey(Finding):
+    """A key without which there is nothing to build."""
+
+    id = "missing-key"
+    level = ERROR
+    message = "{key!r} is missing from {what}"
+
+
+class WrongType(Finding):
+    """The value has another type than the key needs. YAML reads some plain words as other things: `no` as false, `12:30`
+    as a number, `2024-01-01` as a date. Put such text in quotes."""
+
+    id = "wrong-type"
+    level = ERROR
+    message = "{key} must be {expected}, not {found}{hint}"
+
+
+class OutOfRange(Finding):
+    """The number lies outside what can be meant."""
+
+    id = "out-of-range"
+    level = ERROR
+    message = "{key} is {value}: {problem}"
+
+
+class UnknownValue(Finding):
+    """The value is not one of those the key takes."""
+
+    id = "unknown-value"
+    level = ERROR
+    message = "{key} cannot be {value!r}{hint}; it is one of {choices}"
+
+
+class BadModelReference(Finding):
+    """A source model is `owner/name` on the Hub, `owner/name@revision` for a branch, tag or commit of it, or a local folder
+    (`./models/mine`)."""
+
+    id = "bad-model-reference"
+    level = ERROR
+    message = "{value!r} is not a model reference ({problem}); write owner/name, owner/name@revision or ./folder"
+
+
+class BadRepository(Finding):
+    """`release.repo` is where the model goes: `owner/name`, with letters, digits, `.`, `-` and `_`."""
+
+    id = "bad-repository"
+    level = ERROR
+    message = "{value!r} is not the name of a Hub repository; write owner/name"
+
+
+class BadText(Finding):
+    """The value must be a text that can stand in a title, a tag or a label: one line, no control characters, not too
+    long."""
+
+    id = "bad-text"
+    level = ERROR
+    message = "{key} {problem}"
+
+
+class KeyWithoutEffect(Finding):
+    """The key is part of the recipe format, but this version of moerge does nothing with it. The model is built as if it
+    were not there."""
+
+    id = "key-without-effect"
+    level = WARNING
+    message = "{key} has no effect in this version of moerge"
+
+
+class NotSupportedYet(Finding):
+    """The key is part of the recipe format and would change the model, but this version of moerge cannot do what it asks.
+    Building without it would give another model than the one asked for, so it is an error."""
+
+    id = "not-supported-yet"
+    level = ERROR
+    message = "{key} is not supported by this version of moerge{hint}"
+
+
+# ------------------------------------------------------------------------------------------------ what the recipe asks for
+
+
+class TooFewExperts(Finding):
+    """Each token is sent to `experts_per_token` experts, so there must be at least that many."""
+
+    id = "too-few-experts"
+    level = ERROR
+    message = "experts_per_token is {per_token}, but there are only {experts} experts"
+
+
+class PromptsMissing(Finding):
+    """This gate mode makes the router from prompts: every expert needs `positive_prompts` that show what should be routed
+    to it. With `gate_mode: random` no prompts are needed."""
+
+    id = "prompts-missing"
+    level = ERROR
+    message = "expert {number} has no positive_prompts, which gate_mode {mode!r} needs"
+
+
+class EmptyPrompt(Finding):
+    """A prompt without any text says nothing about its expert."""
+
+    id = "empty-prompt"
+    level = ERROR
+    message = "prompt {index} of expert {number} is empty"
+
+
+class IdenticalPrompts(Finding):
+    """All experts have the same prompts, so the router could not tell them apart: every token would go anywhere."""
+
+    id = "identical-prompts"
+    level = ERROR
+    message = "all experts have the same prompts, so the router could not tell them apart"
+
+
+class SamePromptsTwice(Finding):
+    """Two experts have exactly the same prompts; the router treats them alike."""
+
+    id = "same-prompts-twice"
+    level = WARNING
+    message = "experts {first} and {second} have the same prompts, so the router cannot tell them apart"
+
+
+class AllExpertsSame(Finding):
+    """All experts are the same model: the result takes more memory and gives the same output as the dense model. That is
+    what sparse upcycling wants, where the model is trained afterwards; otherwise it is a mistake."""
+
+    id = "all-experts-same"
+    level = WARNING
+    message = "all {experts} experts are {model}: without training, the result answers as the dense model does"
+
+
+class UnusedPrompts(Finding):
+    """The gates are random in this mode: the prompts are not read."""
+
+    id = "unused-prompts"
+    level = NOTICE
+    message = "gate_mode {mode!r} makes random gates; the prompts are not used"
+
+
+class ManyExpertsPerToken(Finding):
+    """With every expert used for every token the model is as slow as all experts together, and the router only weighs."""
+
+    id = "all-experts-per-token"
+    level = WARNING
+    message = "experts_per_token equals the number of experts ({experts}): every expert runs for every token"
+
+
+class LargeNoise(Finding):
+    """`noise_scale` is the standard deviation of the noise added to each weight. Weights of language models have a
+    standard deviation around 0.02; noise of that size or more destroys the expert."""
+
+    id = "large-noise"
+    level = WARNING
+    message = "noise_scale {value} of expert {number} is as large as the weights themselves (about 0.02)"
+
+
+# ------------------------------------------------------------------------------------------------------------- the sources
+
+
+class CustomCode(Finding):
+    """The model's config names Python code of its own (`auto_map`). moerge never runs code from a model repository, so such
+    models cannot be sources. Look for a version of the model in the ordinary format."""
+
+    id = "custom-code"
+    level = ERROR
+    message = "{model} needs code of its own (auto_map in its config.json), which is never run"
+
+
+class PickleOnly(Finding):
+    """The repository has only PyTorch pickle files (`pytorch_model*.bin`), which can run code when they are loaded. Convert
+    it to safetensors (the Hub offers a conversion as a pull request to the repository: use
+    `owner/name@refs/pr/N`), or use a copy that has them."""
+
+    id = "pickle-only"
+    level = ERROR
+    message = "{model} has only pickle weights (pytorch_model*.bin); moerge reads safetensors only"
+
+
+class HeadersMissing(Finding):
+    """Only the model's config.json is here, not its weights. The figures are computed from the config; a build will need
+    the weights."""
+
+    id = "headers-missing"
+    level = WARNING
+    message = "{model} has no weights here: figures are computed from its config.json alone"
+
+
+class LocalNotAllowed(Finding):
+    """A recipe in a repository may only use models from the Hub, or folders inside the repository itself; one that comes
+    from a pull request may use no folder at all."""
+
+    id = "local-not-allowed"
+    level = ERROR
+    message = "local folder {model} may not be used here; name a model on the Hub"
+
+
+class SourceUnavailable(Finding):
+    """The source could not be asked: it does not exist, is private or gated, or the Hub did not answer."""
+
+    id = "source-unavailable"
+    level = ERROR
+    message = "{problem}"
+
+
+class UnknownFamily(Finding):
+    """`architecture` names the family of the result. Without it, the family is chosen by the base model."""
+
+    id = "unknown-architecture"
+    level = ERROR
+    message = "architecture {value!r} is not one we can make{hint}; it is one of {choices}"
+
+
+class UnsupportedModel(Finding):
+    """No family of mixture-of-experts models that we know takes this model."""
+
+    id = "unsupported-model"
+    level = ERROR
+    message = "{model} is a {model_type!r} model; the {family} family takes {accepted}"
+
+
+class BadConfig(Finding):
+    """The model's config.json lacks a value that its architecture needs, or has one that cannot be."""
+
+    id = "bad-config"
+    level = ERROR
+    message = "config.json of {model}: {problem}"
+
+
+class ShapeMismatch(Finding):
+    """Experts share the base's attention and embeddings, so their hidden size, MLP size and number of layers must be the
+    base's."""
+
+    id = "shape-mismatch"
+    level = ERROR
+    message = "{model} has {key} {value}, the base has {base_value}; experts must have the base's"
+
+
+class ActivationMismatch(Finding):
+    """An expert's MLP was trained with another activation function than the result will use: it would compute nonsense."""
+
+    id = "activation-mismatch"
+    level = ERROR
+    message = "{model} uses activation {value!r}, the base {base_value!r}; experts must have the base's"
+
+
+class RopeMismatch(Finding):
+    """The expert was trained with other rotary position embeddings than the base. Its attention is not used, but its MLPs
+    learned on what that attention made: they work less well under the base's."""
+
+    id = "rope-mismatch"
+    level = WARNING
+    message = (
+        "{model} was trained with another RoPE ({value}) than the base ({base_value}); its MLPs may work less well"
+    )
+
+
+class MissingTensor(Finding):
+    """A tensor that the architecture needs is not in the checkpoint."""
+
+    id = "missing-tensor"
+    level = ERROR
+    message = "{model} lacks tensor {tensor!r}"
+
+
+class WrongTensorShape(Finding):
+    """A tensor has another shape than the config says."""
+
+    id = "wrong-tensor-shape"
+    level = ERROR
+    message = "tensor {tensor!r} of {model} has shape {shape}; its config means {expected}"
+
+
+class TensorWithoutPlace(Finding):
+    """The base has a tensor that the result's architecture has no place for (a bias, for example). Dropping it silently
+    would give a model that computes something else, so the merge is refused."""
+
+    id = "tensor-without-place"
+    level = ERROR
+    message = "tensor {tensor!r} of {model} has no place in a {family} model; a merge would lose it"
+
+
+class UnsupportedDtype(Finding):
+    """The weights are stored in a type that is not a plain floating-point number (quantised, FP8). Use the original."""
+
+    id = "unsupported-dtype"
+    level = ERROR
+    message = "tensor {tensor!r} of {model} is stored as {dtype}; a merge reads F32, F16 and BF16"
+
+
+class TokenizerMissing(Finding):
+    """The base model has no tokenizer file, so the result would have none either."""
+
+    id = "tokenizer-missing"
+    level = WARNING
+    message = "{model} has no tokenizer (tokenizer.json or tokenizer.model); the result will have none, and no GGUF"
+
+
+class PrecisionLost(Finding):
+    """The weights are stored with more precision than the recipe's dtype keeps. BF16 has 8 significant bits, F16 has 11 but
+    a small range, F32 has 24."""
+
+    id = "precision-lost"
+    level = NOTICE
+    message = "{model} is stored as {stored}; {dtype} rounds its weights"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

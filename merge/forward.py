@@ -1,0 +1,404 @@
+"""The forward pass of a checkpoint that need not fit in memory: one layer's weights at a time, on any device.
+
+The arithmetic is transformers' own. Its model is built without storage (on torch's meta device), and so are its layers;
+each layer gets real weights, evaluated from the plan's expressions, only while it runs:
+
+    model = StreamedModel(config, tensors, evaluator, device="auto")
+    run = model.start(batches)                     # embeddings, masks, rotary angles
+    for layer in model.layers():                   # the weights of `layer.module` are loaded now, and gone after
+        ... run.hidden[b]                          # (B, T, H): what enters this layer, batch by batch
+        ... layer.module.register_forward_hook     # or look inside: hooks go with the loop's turn
+        layer.advance(run)                         # run.hidden[b] becomes what leaves it
+    for piece in model.logits(run): ...            # final norm and head, slice by slice
+
+How the model treats its inputs (embedding multipliers, causal and sliding masks, left padding, rotary scaling) is not
+repeated here: `start` calls the model's own forward with layers that only note down what they are given.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers import __version__ as transformers_version
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from merge.errors import SourceError, UsageError
+from merge.evaluate import TORCH_DTYPES, Evaluator
+from merge.expr import Expr, Read
+
+# What a layer is called with beside the hidden states.
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+# Called with (layers done, layers in all).
+Progress: TypeAlias = Callable[[int, int], None]
+
+# Logits of about this many elements are made at a time: 256 MB in float32.
+LOGITS_ELEMENTS = 1 << 26
+# How transformers makes one parameter of many experts' tensors: stacked, and gate and up one after the other.
+FUSIONS = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
+# Parts of config.json that do not concern the forward pass, or ask for outputs that would only cost memory here.
+IGNORED_CONFIG = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version")
+FORCED_CONFIG = {
+    "use_cache": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "output_router_logits": False,
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids (B, T), int64, and which of them are not padding (B, T), 0 or 1; None means all of them."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+
+
+@dataclass
+class Run:
+    """Activations under way. `hidden[b]` (B, T, H) rests in host memory, in the compute dtype; `calls[layer][b]` is
+    what the model passes to that layer beside it (masks, positions, rotary angles), on the device."""
+
+    hidden: list[torch.Tensor]
+    calls: list[list[Call]]
+
+
+@dataclass(frozen=True)
+class StreamedLayer:
+    """A decoder layer whose weights are in memory for one turn of the loop over `StreamedModel.layers`."""
+
+    index: int
+    module: nn.Module
+    device: torch.device
+
+    def output(self, run: Run, b: int) -> torch.Tensor:
+        """What this layer makes of `run.hidden[b]`: (B, T, H) on the device. Changes nothing."""
+        args, kwargs = run.calls[self.index][b]
+        with torch.no_grad():
+            out = self.module(run.hidden[b].to(self.device), *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def advance(self, run: Run) -> None:
+        """Replace every `run.hidden[b]` by what leaves this layer."""
+        for b in range(len(run.hidden)):
+            run.hidden[b] = self.output(run, b).cpu()
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits (B, t, V) on the device, of positions `start` to `start + t` of batch number `batch`."""
+
+    batch: int
+    start: int
+    values: torch.Tensor
+
+
+class StreamedModel:
+    """A causal language model of transformers whose weights are expressions.
+
+    `config` is its config.json and `tensors` its tensors under their names on the Hub. Raises SourceError where
+    transformers has no such model, or a tensor it needs is missing or of another shape, and UsageError for a device
+    that is not there. `unused` names the tensors the model does not read.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Expr],
+        evaluator: Evaluator,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = resolve_device(device)
+        self.dtype = dtype
+        self._tensors = tensors
+        self._evaluator = evaluator
+        self._model = _without_storage(config, tensors)
+        _fill_computed_buffers(self._model, self.device)
+        self.config = self._model.config
+        self._prefix: str = self._model.base_model_prefix
+        self._backbone = getattr(self._model, self._prefix)
+        self._layers: list[nn.Module] = list(self._backbone.layers)
+        self._names = {module: name for name, module in self._model.named_modules()}
+        self._sources, self.unused = _sources(self._model, tensors)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` (n,) of the embedding matrix as stored, (n, H) in the compute dtype on the device. Only these
+        rows are read. Raises SourceError where an id has no row."""
+        (name,) = self._sources[self._names[self._model.get_input_embeddings()] + ".weight"]
+        expr = self._tensors[name]
+        if len(ids) and int(ids.max()) >= expr.shape[0]:
+            raise SourceError(
+                f"the tokenizer gives token {int(ids.max())}, but the embedding has only {expr.shape[0]} rows: "
+                "the tokenizer is not this model's"
+            )
+        rows = torch.empty(len(ids), expr.shape[1], dtype=self.dtype)
+        for i, row in enumerate(ids.tolist()):
+            rows[i] = self._evaluator.rows(expr, row, row + 1)[0]
+        return rows.to(self.device)
+
+    def start(self, batches: Sequence[Batch]) -> Run:
+        """Embed the batches and note down how the model calls its layers for each."""
+        run = Run(hidden=[], calls=[[] for _ in self._layers])
+        # Batches of one shape and one mask are given the same masks and angles: these are kept once.
+        known: dict[tuple[tuple[int, ...], bytes], list[Call]] = {}
+        for batch in batches:
+            mask = batch.attention_mask
+            layout = (tuple(batch.input_ids.shape), b"" if mask is None else mask.to(torch.int8).numpy().tobytes())
+            embedded, calls = self._record(batch)
+            calls = known.setdefault(layout, calls)
+            run.hidden.append(embedded.cpu())
+            for of_layer, call in zip(run.calls, calls, strict=True):
+                of_layer.append(call)
+        return run
+
+    def layers(self, progress: Progress | None = None) -> Iterator[StreamedLayer]:
+        """The decoder layers in order, each with its weights in memory until the next one is asked for."""
+        storage: dict[str, torch.Tensor] = {}
+        for index, module in enumerate(self._layers):
+            with self._loaded(module, storage):
+                yield StreamedLayer(index, module, self.device)
+            if progress:
+                progress(index + 1, len(self._layers))
+
+    def advance(self, run: Run, progress: Progress | None = None) -> Run:
+        """Take `run` through all layers."""
+        for layer in self.layers(progress):
+            layer.advance(run)
+        return run
+
+    def logits(self, run: Run) -> Iterator[Logits]:
+        """The final norm and the language model head over what left the last layer, a slice of positions at a time."""
+        norm, head = self._backbone.norm, self._model.get_output_embeddings()
+        # The model's own forward, its backbone replaced, so that it applies its logit scales and caps itself.
+        given = _Given()
+        with self._loaded(norm, {}), self._loaded(head, {}), _replaced(self._model, self._prefix, given):
+            for b, hidden in enumerate(run.hidden):
+                step = max(1, LOGITS_ELEMENTS // (hidden.shape[0] * self.config.vocab_size))
+                for start in range(0, hidden.shape[1], step):
+                    with torch.no_grad():
+                        given.hidden = norm(hidden[:, start : start + step].to(self.device))  # (B, t, H)
+                        values = self._model(inputs_embeds=given.hidden).logits  # (B, t, V)
+                    yield Logits(b, start, values)
+
+    def _record(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
+        """The embedded batch (B, T, H) and the arguments that each layer is called with beside it."""
+        # Only the rows in use are loaded, so the ids are numbered anew: `ids` (n,), their places (B, T).
+        ids, places = torch.unique(batch.input_ids, return_inverse=True)
+        embedding = self._model.get_input_embeddings()
+        recorders = nn.ModuleList(_Recorder() for _ in self._layers)
+        storageless = {"weight": embedding.weight}
+        _set_tensors(embedding, {"weight": self.embedding_rows(ids)})
+        try:
+            with (
+                torch.no_grad(),
+                _replaced(self._backbone, "layers", recorders),
+                _replaced(self._backbone, "norm", nn.Identity()),
+            ):
+                out = self._backbone(
+                    input_ids=places.to(self.device),
+                    attention_mask=None if batch.attention_mask is None else batch.attention_mask.to(self.device),
+                    use_cache=False,
+                )
+        finally:
+            _set_tensors(embedding, storageless)
+        return out.last_hidden_state, [recorder.call for recorder in recorders]
+
+    @contextmanager
+    def _loaded(self, module: nn.Module, storage: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Real weights in `module` for the time of a `with`.
+
+        `storage` keeps the memory they lie in, by name within the module, for the next module of the same shapes.
+        """
+        prefix = self._names[module] + "."
+        storageless = dict(module.state_dict(keep_vars=True))
+        for name in list(storage):
+            if name not in storageless or storage[name].shape != storageless[name].shape:
+                del storage[name]
+        _set_tensors(module, {name: self._weight(prefix, name, x, storage) for name, x in storageless.items()})
+        try:
+            yield
+        finally:
+            _set_tensors(module, storageless)
+
+    def _weight(self, prefix: str, name: str, empty: torch.Tensor, storage: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The value of a parameter or buffer on the device: a view of the file where it can be, else in `storage`."""
+        exprs = [self._tensors[source] for source in self._sources[prefix + name]]
+        dtype = self.dtype if empty.dtype.is_floating_point else empty.dtype
+        if isinstance(exprs[0], Read) and TORCH_DTYPES[exprs[0].dtype] == dtype and self.device.type == "cpu":
+            if len(exprs) == 1:
+                return self._evaluator.tensor(exprs[0])
+        if name not in storage:
+            storage[name] = torch.empty(empty.shape, dtype=dtype, device=self.device)
+        for expr, place in zip(exprs, _places(storage[name], len(exprs)), strict=True):
+            start = 0
+            for piece in self._evaluator.slices(expr):
+                place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
+                start += len(piece)
+        return storage[name]
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that `device` means: `auto` is the first CUDA device, or else the CPU.
+
+    Raises UsageError where the name is none of torch's, or that device is not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r} is not one torch knows: use auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r}: torch finds no CUDA device here; use --device cpu (or auto)")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r}: this machine has only {torch.cuda.device_count()} CUDA device(s)")
+    if found.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
+    return found
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer: notes down what it is called with and passes the hidden states on."""
+
+    call: Call
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.call = args, kwargs
+        return hidden_states
+
+
+class _Given(nn.Module):
+    """Stands in for a backbone: its last hidden state is the one it was given."""
+
+    hidden: torch.Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+def _without_storage(config: Mapping[str, Any], tensors: Mapping[str, Expr]) -> Any:
+    """transformers' causal language model of `config`, all of it on the meta device."""
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise SourceError(f"model_type {model_type!r}: transformers {transformers_version} knows no such model")
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors):
+        raise SourceError(f"the config names {layers} layers, but the checkpoint has only {len(tensors)} tensors")
+    known = {key: value for key, value in copy.deepcopy(dict(config)).items() if key not in IGNORED_CONFIG}
+    try:
+        parsed = CONFIG_MAPPING[model_type].from_dict(known | FORCED_CONFIG)
+        with torch.device("meta"):
+            # One expert after the other: the one way of running experts that takes every dtype on every device.
+            model = AutoModelForCausalLM.from_config(parsed, experts_implementation="eager")
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        raise SourceError(f"transformers cannot make a {model_type} language model of the config: {error}") from None
+    backbone = getattr(model, model.base_model_prefix, None)
+    if not all(isinstance(getattr(backbone, part, None), nn.Module) for part in ("layers", "norm")):
+        raise SourceError(
+            f"model_type {model_type!r} is not a stack of decoder layers and a norm: it cannot be streamed"
+        )
+    return model.eval()
+
+
+def _fill_computed_buffers(model: Any, device: torch.device) -> None:
+    """Compute the buffers no checkpoint stores (rotary frequencies, embedding scales), as from_pretrained does."""
+    owners = []
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        owner._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer, device=device)
+        owners.append(owner)
+    for owner in dict.fromkeys(owners):
+        model._init_weights(owner)
+
+
+def _sources(model: Any, tensors: Mapping[str, Expr]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """For each parameter of `model` the tensors it is read from, and the tensors left over.
+
+    A fused parameter (E, k*R, C) of E experts has k*E sources, ordered by part (gate before up), then by expert.
+    """
+    empties: dict[str, torch.Tensor] = model.state_dict()
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    found: dict[str, list[tuple[int, list[int], str]]] = {}
+    unused = []
+    for name in tensors:
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, empties)
+        if name in empties:  # already under the model's own name
+            parameter, pattern = name, None
+        if parameter not in empties:
+            unused.append(name)
+            continue
+        part = 0
+        if pattern is not None:
+            converter = next(converter for converter in converters if pattern in converter.source_patterns)
+            if [type(step).__name__ for step in converter.operations] not in FUSIONS:
+                raise SourceError(f"tensor {name!r}: transformers rearranges it in a way that is not known here")
+            part = converter.source_patterns.index(pattern)
+        found.setdefault(parameter, []).append((part, [int(digits) for digits in re.findall(r"\d+", name)], name))
+    # An output head tied to the embedding is stored once, under either name.
+    for one, other in model.all_tied_weights_keys.items():
+        if one not in found and other in found:
+            found[one] = found[other]
+        elif other not in found and one in found:
+            found[other] = found[one]
+    sources: dict[str, list[str]] = {}
+    for parameter, empty in empties.items():
+        sources[parameter] = names = [name for *_, name in sorted(found.get(parameter, []))]
+        if not names:
+            raise SourceError(f"the checkpoint has no tensor for {parameter!r}")
+        wanted = [tuple(place.shape) for place in _places(empty, len(names))]
+        for name, shape in zip(names, wanted, strict=False):
+            if tensors[name].shape != shape:
+                raise SourceError(f"tensor {name!r} has shape {tensors[name].shape}, but the config asks for {shape}")
+        if len(wanted) != len(names):
+            raise SourceError(f"{parameter!r} is made of {len(wanted)} tensors, but the checkpoint has {len(names)}")
+    return sources, tuple(unused)
+
+
+def _places(target: torch.Tensor, pieces: int) -> list[torch.Tensor]:
+    """Where in a parameter its `pieces` sources go: the whole, or of (E, k*R, C) the k*E blocks (R, C)."""
+    if pieces <= 1 or target.dim() != 3:
+        return [target]
+    experts = target.shape[0]  # E
+    parts = max(1, pieces // experts)  # k
+    return [block for part in target.chunk(parts, dim=1) for block in part]
+
+
+def _set_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put `tensors` in the place of the parameters and buffers of these names, without a copy."""
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if last in owner._parameters:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            owner._parameters[last] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[last] = tensor
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
+    """Another submodule under `name` for the time of a `with`."""
+    original = getattr(module, name)
+    setattr(module, name, other)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)

@@ -1,0 +1,426 @@
+"""The recipe: mergekit-moe's configuration, unchanged, and our own optional sections.
+
+A recipe is untrusted. It is parsed into frozen pydantic models; everything wrong with it becomes a finding with the line it
+stands at. mergekit's keys and their meaning: https://github.com/arcee-ai/mergekit/blob/main/docs/moe.md
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from merge import findings as f
+from merge import yaml_file
+from merge.errors import RecipeError
+from merge.reference import ModelReference, parse_reference
+from merge.yaml_file import Document
+
+GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
+RANDOM_GATES = ("random", "uniform_random")
+DTYPES = ("bfloat16", "float16", "float32")
+QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")
+DEFAULT_QUANTS = ("Q8_0", "Q4_K_M")
+# Keys of mergekit's other merge methods that recipes in the wild carry along; mergekit-moe ignores them.
+MERGEKIT_KEYS = frozenset(
+    "merge_method models slices parameters tokenizer tokenizer_source chat_template name out_dtype merge_options".split()
+)
+# The weights of language models have about this standard deviation.
+WEIGHT_STD = 0.02
+
+_REPO = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+Repository = Annotated[str, StringConstraints(pattern=rf"^{_REPO}/{_REPO}$", max_length=96 * 2 + 1)]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
+Prompt = Annotated[str, StringConstraints(max_length=100_000)]
+Markdown = Annotated[str, StringConstraints(max_length=50_000)]
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` as text; people mean the number."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    """A version `1.0` is a number to YAML; only its text is meant."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _from_list(value: Any) -> Any:
+    """YAML has lists where the frozen models have tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+_LIST = BeforeValidator(_from_list)
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Expert(_Section):
+    """One expert: a dense model whose MLPs become an expert of every layer."""
+
+    source_model: str = Field(description="owner/name, owner/name@revision, or a local folder")
+    positive_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should go to this expert")
+    negative_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should not")
+    noise_scale: Number | None = Field(
+        None, ge=0, le=10, description="standard deviation of noise added to each weight"
+    )
+    residual_scale: Number | None = Field(
+        None, ge=-10, le=10, description="factor on the expert's output (down projection)"
+    )
+    expert: int | None = Field(None, ge=0, description="which expert of a mixture-of-experts source")
+    prompts_file: Line | None = Field(None, description="a file of prompts beside the recipe")
+    role: Line | None = Field(None, description="what this expert is for, in a word or two; shown in the card")
+
+
+class Release(_Section):
+    """Where and how the result is published."""
+
+    repo: Repository | None = Field(None, description="owner/name on the Hub; the GGUF goes to owner/name-GGUF")
+    license: Line | None = Field(None, description="the Hub's licence id, e.g. apache-2.0")
+    license_name: Line | None = None
+    license_link: Line | None = None
+    language: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=200)
+    tags: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=100)
+    quants: Annotated[tuple[Literal[QUANTS], ...], _LIST] = Field(DEFAULT_QUANTS, description="GGUF types to make")  # type: ignore[valid-type]
+    private: bool = False
+    collection: Line | None = None
+    version: Annotated[Line, BeforeValidator(_as_text)] | None = None
+
+
+class Build(_Section):
+    """On what machine, and with which seed."""
+
+    runner: Line | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_disk: Line | None = None
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class Router(_Section):
+    """How the router is calibrated."""
+
+    expand: bool | Literal["base", "experts"] | None = None
+    prompts_file: Line | None = None
+    regularisation: Number | None = Field(None, gt=0)
+
+
+class Card(_Section):
+    """Text for the model card. Markdown, never template source."""
+
+    title: Line | None = None
+    description: Markdown | None = None
+    image: Line | None = None
+    sections: dict[str, Markdown | bool] | None = None
+    sponsor: Markdown | None = None
+
+
+class Evals(_Section):
+    """What is measured, and results measured elsewhere."""
+
+    texts: Annotated[tuple[Line, ...], _LIST] | dict[str, Line] | None = Field(None)
+    tasks: Annotated[tuple[Line, ...], _LIST] | None = Field(None)
+    results: Line | None = None
+    samples: Annotated[tuple[Prompt, ...], _LIST] | None = Field(None)
+
+
+class Recipe(_Section):
+    """A mixture-of-experts model to be built: mergekit-moe's keys, and the sections release, build, router, card, evals."""
+
+    base_model: str = Field(description="the dense model that gives everything but the experts: owner/name or a folder")
+    experts: Annotated[tuple[Expert, ...], _LIST] = Field(min_length=1, max_length=1024)
+    gate_mode: Literal[GATE_MODES] = Field("hidden", description="how the router is made from the prompts")  # type: ignore[valid-type]
+    dtype: Literal[DTYPES] | None = Field(None, description="the result's dtype; the base's own where absent")  # type: ignore[valid-type]
+    experts_per_token: int = Field(2, ge=1, le=1024, description="experts that each token is sent to")
+    shared_experts: Annotated[tuple[Expert, ...], _LIST] | None = Field(None)
+    architecture: Line | None = Field(None, description="the family of the result; chosen by the base where absent")
+    release: Release = Release()
+    build: Build = Build()
+    router: Router = Router()
+    card: Card = Card()
+    evals: Evals = Evals()
+
+    @property
+    def needs_prompts(self) -> bool:
+        return self.gate_mode not in RANDOM_GATES
+
+    @property
+    def references(self) -> tuple[ModelReference, ...]:
+        """The models of the recipe in order, the base first, each once."""
+        texts = [self.base_model, *(expert.source_model for expert in self.experts)]
+        return tuple(dict.fromkeys(parse_reference(text) for text in texts))
+
+    def identity(self) -> str:
+        """SHA-256 of what the recipe says: comments, key order and formatting do not change it."""
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class LoadedRecipe:
+    """A recipe with the file it came from: its path, its lines, its text, and what was found in it."""
+
+    def __init__(self, path: Path, recipe: Recipe, document: Document, found: tuple[f.Finding, ...], text: str) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.document = document
+        self.findings = found
+        self.text = text
+
+    @property
+    def name(self) -> str:
+        """The model's name: the repository's, or the file's."""
+        repo = self.recipe.release.repo
+        return repo.split("/")[1] if repo else self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the recipe begin."""
+        return self.path.parent
+
+    def line(self, *path: str | int) -> int | None:
+        return self.document.line(path)
+
+
+def load_recipe(path: Path) -> LoadedRecipe:
+    """Read, check and parse a recipe file. Raises RecipeError with every finding where there is an error among them."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(yaml_file.MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError([f.NotReadable(problem=error.strerror or str(error))], str(path)) from None
+    return parse_recipe(raw, path)
+
+
+def parse_recipe(raw: bytes, path: Path) -> LoadedRecipe:
+    """Parse a recipe's bytes; `path` is shown in messages. Raises RecipeError."""
+    document = yaml_file.load(raw, str(path))
+    if not isinstance(document.value, dict):
+        raise RecipeError([f.NotARecipe(1, found=_kind(document.value))], str(path))
+    value = {key: item for key, item in document.value.items() if key not in MERGEKIT_KEYS}
+    ignored = [f.IgnoredKey(document.line((key,)), key=key) for key in document.value if key in MERGEKIT_KEYS]
+    try:
+        recipe = Recipe.model_validate(value)
+    except ValidationError as error:
+        problems = [problem for problem in error.errors(include_url=False) if not _is_echo(problem)]
+        found = [_from_pydantic(dict(problem), document) for problem in problems]
+        unique = list(dict.fromkeys(found))
+        raise RecipeError(sorted([*ignored, *unique], key=_by_line), str(path)) from None
+    found = sorted([*ignored, *_check(recipe, document)], key=_by_line)
+    if any(finding.level == f.ERROR for finding in found):
+        raise RecipeError(found, str(path))
+    return LoadedRecipe(path, recipe, document, tuple(found), raw.decode("utf-8-sig"))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "moerge recipe"
+    return schema
+
+
+def _by_line(finding: f.Finding) -> int:
+    return finding.line or 0
+
+
+def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
+    """What is wrong or doubtful in a recipe that is well formed."""
+    yield from _check_references(recipe, document)
+    yield from _check_prompts(recipe, document)
+    count, per_token = len(recipe.experts), recipe.experts_per_token
+    if count < per_token:
+        yield f.TooFewExperts(document.line(("experts_per_token",)), per_token=per_token, experts=count)
+    elif count == per_token:
+        yield f.ManyExpertsPerToken(document.line(("experts_per_token",)), experts=count)
+    if count > 1 and len({expert.source_model for expert in recipe.experts}) == 1:
+        yield f.AllExpertsSame(document.line(("experts",)), experts=count, model=recipe.experts[0].source_model)
+    for index, expert in enumerate(recipe.experts):
+        if expert.noise_scale is not None and expert.noise_scale >= WEIGHT_STD:
+            line = document.line(("experts", index, "noise_scale"))
+            yield f.LargeNoise(line, value=expert.noise_scale, number=index + 1)
+        for key in ("expert", "prompts_file"):
+            if getattr(expert, key) is not None:
+                yield f.NotSupportedYet(document.line(("experts", index, key)), key=key, hint="")
+    if recipe.shared_experts:
+        hint = "; Mixtral models have no shared experts"
+        yield f.NotSupportedYet(document.line(("shared_experts",)), key="shared_experts", hint=hint)
+    for section, key in (
+        ("router", "expand"), ("router", "prompts_file"), ("router", "regularisation"),
+        ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
+        ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
+    ):  # fmt: skip
+        if getattr(getattr(recipe, section), key) is not None:
+            yield f.KeyWithoutEffect(document.line((section, key)), key=f"{section}.{key}")
+
+
+def _check_references(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
+    places: list[tuple[yaml_file.Path, str]] = [(("base_model",), recipe.base_model)]
+    places += [(("experts", index, "source_model"), e.source_model) for index, e in enumerate(recipe.experts)]
+    for place, text in places:
+        try:
+            parse_reference(text)
+        except ValueError as error:
+            yield f.BadModelReference(document.line(place), value=text, problem=str(error))
+
+
+def _check_prompts(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
+    for index, expert in enumerate(recipe.experts):
+        for key in ("positive_prompts", "negative_prompts"):
+            for number, prompt in enumerate(getattr(expert, key)):
+                if not prompt.strip():
+                    line = document.line(("experts", index, key, number))
+                    yield f.EmptyPrompt(line, index=number + 1, number=index + 1)
+    if not recipe.needs_prompts:
+        if any(expert.positive_prompts for expert in recipe.experts):
+            yield f.UnusedPrompts(document.line(("gate_mode",)), mode=recipe.gate_mode)
+        return
+    for index, expert in enumerate(recipe.experts):
+        if not expert.positive_prompts:
+            yield f.PromptsMissing(document.line(("experts", index)), number=index + 1, mode=recipe.gate_mode)
+    prompts = [(expert.positive_prompts, expert.negative_prompts) for expert in recipe.experts]
+    if len(prompts) > 1 and prompts[0][0] and len(set(prompts)) == 1:
+        yield f.IdenticalPrompts(document.line(("experts",)))
+        return
+    first_with: dict[Any, int] = {}
+    for index, pair in enumerate(prompts):
+        if pair[0] and pair in first_with:
+            line = document.line(("experts", index, "positive_prompts"))
+            yield f.SamePromptsTwice(line, first=first_with[pair] + 1, second=index + 1)
+        first_with.setdefault(pair, index)
+
+
+# ------------------------------------------------------------------------------------- pydantic's errors, in our own words
+
+_EXPECTED = {
+    "string_type": "a text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping",
+    "model_type": "a mapping", "model_attributes_type": "a mapping", "float_parsing": "a number",
+    "int_parsing": "a whole number", "finite_number": "a finite number",
+}  # fmt: skip
+_CHOICES = {
+    "gate_mode": GATE_MODES, "dtype": DTYPES, "quants": QUANTS, "device": ("auto", "cpu", "cuda"),
+    "expand": ("true", "false", "base", "experts"),
+}  # fmt: skip
+
+
+def _is_echo(problem: Any) -> bool:
+    """pydantic also calls a list too short when its items failed; the items' own errors say it better."""
+    return bool(problem["type"] == "too_short" and problem["input"])
+
+
+def _from_pydantic(problem: dict[str, Any], document: Document) -> f.Finding:
+    # Parts of the location that name a branch of a union are not part of the document.
+    path = _document_path(problem["loc"], document.value)
+    line = document.line(path)
+    key = _dotted(path)
+    kind, value = problem["type"], problem.get("input")
+    leaf = next((part for part in reversed(path) if isinstance(part, str)), "")
+    if kind == "extra_forbidden":
+        return f.UnknownKey(
+            line, key=str(path[-1]), what=_where(path[:-1]), hint=_hint(str(path[-1]), _keys_at(path[:-1]))
+        )
+    if kind == "missing":
+        # pydantic names the missing key itself; the line is that of the mapping that lacks it.
+        return f.MissingKey(line, key=str(problem["loc"][-1]), what=_where(path))
+    if leaf in _CHOICES and (kind == "literal_error" or isinstance(value, str)):
+        choices = _CHOICES[leaf]
+        written = document.written.get(path, str(value))
+        return f.UnknownValue(line, key=key, value=written, hint=_hint(written, choices), choices=", ".join(choices))
+    if kind in _EXPECTED:
+        written = document.written.get(path)
+        hint = "; put it in quotes" if _EXPECTED[kind] == "a text" and written is not None and value is not None else ""
+        found = _kind(value) if written is None or value is None else f"{written!r}, which YAML reads as {_kind(value)}"
+        if isinstance(value, str):
+            found = f"the text {value!r}"
+        return f.WrongType(line, key=key, expected=_EXPECTED[kind], found=found, hint=hint)
+    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        context = problem["ctx"]
+        sign = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}[next(iter(context))]
+        return f.OutOfRange(
+            line, key=key, value=str(value), problem=f"it must be {sign} {next(iter(context.values()))}"
+        )
+    if kind == "too_short":
+        return f.OutOfRange(line, key=key, value="empty", problem="at least one is needed")
+    if kind == "too_long":
+        return f.OutOfRange(
+            line, key=key, value="a long list", problem=f"at most {problem['ctx']['max_length']} are allowed"
+        )
+    if leaf == "repo":
+        return f.BadRepository(line, value=str(value))
+    if kind == "string_too_long":
+        return f.BadText(line, key=key, problem=f"is longer than {problem['ctx']['max_length']} characters")
+    if kind == "string_too_short":
+        return f.BadText(line, key=key, problem="is empty")
+    if kind == "string_pattern_mismatch":
+        return f.BadText(line, key=key, problem="must be one line without control characters")
+    return f.WrongType(line, key=key, expected=f"something else ({problem['msg']})", found=_kind(value), hint="")
+
+
+def _document_path(loc: tuple[str | int, ...], value: Any) -> yaml_file.Path:
+    """The part of pydantic's location that exists in the document."""
+    path: list[str | int] = []
+    for part in loc:
+        inside_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if inside_list or (isinstance(value, dict) and part in value):
+            path.append(part)
+            value = value[part]
+    return tuple(path)
+
+
+def _dotted(path: yaml_file.Path) -> str:
+    """`experts[2].source_model`, experts counted from 1 as people do."""
+    text = ""
+    for part in path:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "the recipe"
+
+
+def _where(path: yaml_file.Path) -> str:
+    if not path:
+        return "the recipe"
+    if path[0] in ("experts", "shared_experts") and len(path) >= 2 and isinstance(path[1], int):
+        return f"expert {path[1] + 1}"
+    return _dotted(path)
+
+
+def _keys_at(path: yaml_file.Path) -> list[str]:
+    model: type[BaseModel] = Recipe
+    if path and path[0] in ("experts", "shared_experts"):
+        model = Expert
+    elif path:
+        model = {"release": Release, "build": Build, "router": Router, "card": Card, "evals": Evals}[str(path[0])]
+    return list(model.model_fields)
+
+
+def _hint(word: str, known: tuple[str, ...] | list[str]) -> str:
+    folded = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word[:100].lower(), folded, n=1, cutoff=0.6)
+    return f"; perhaps you meant {folded[near[0]]!r}" if near else ""
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return f"a {type(value).__name__}"
