@@ -87,7 +87,8 @@ class StreamedLayer:
         args, kwargs = run.calls[self.index][b]
         with torch.no_grad():
             out = self.module(run.hidden[b].to(self.device), *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden
 
     def advance(self, run: Run) -> None:
         """Replace every `run.hidden[b]` by what leaves this layer."""
@@ -201,13 +202,13 @@ class StreamedModel:
         # Only the rows in use are loaded, so the ids are numbered anew: `ids` (n,), their places (B, T).
         ids, places = torch.unique(batch.input_ids, return_inverse=True)
         embedding = self._model.get_input_embeddings()
-        recorders = nn.ModuleList(_Recorder() for _ in self._layers)
+        recorders = [_Recorder() for _ in self._layers]
         storageless = {"weight": embedding.weight}
         _set_tensors(embedding, {"weight": self.embedding_rows(ids)})
         try:
             with (
                 torch.no_grad(),
-                _replaced(self._backbone, "layers", recorders),
+                _replaced(self._backbone, "layers", nn.ModuleList(recorders)),
                 _replaced(self._backbone, "norm", nn.Identity()),
             ):
                 out = self._backbone(
@@ -240,12 +241,12 @@ class StreamedModel:
         """The value of a parameter or buffer on the device: a view of the file where it can be, else in `storage`."""
         exprs = [self._tensors[source] for source in self._sources[prefix + name]]
         dtype = self.dtype if empty.dtype.is_floating_point else empty.dtype
-        if isinstance(exprs[0], Read) and TORCH_DTYPES[exprs[0].dtype] == dtype and self.device.type == "cpu":
-            if len(exprs) == 1:
-                return self._evaluator.tensor(exprs[0])
+        bare = len(exprs) == 1 and isinstance(exprs[0], Read) and TORCH_DTYPES.get(exprs[0].dtype) == dtype
+        if bare and self.device.type == "cpu":
+            return self._evaluator.tensor(exprs[0]).view(empty.shape)
         if name not in storage:
             storage[name] = torch.empty(empty.shape, dtype=dtype, device=self.device)
-        for expr, place in zip(exprs, _places(storage[name], len(exprs)), strict=True):
+        for expr, place in zip(exprs, _places(storage[name], exprs), strict=True):
             start = 0
             for piece in self._evaluator.slices(expr):
                 place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
@@ -306,7 +307,15 @@ def _without_storage(config: Mapping[str, Any], tensors: Mapping[str, Expr]) -> 
         with torch.device("meta"):
             # One expert after the other: the one way of running experts that takes every dtype on every device.
             model = AutoModelForCausalLM.from_config(parsed, experts_implementation="eager")
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+        StrictDataclassError,
+    ) as error:
         raise SourceError(f"transformers cannot make a {model_type} language model of the config: {error}") from None
     backbone = getattr(model, model.base_model_prefix, None)
     if not all(isinstance(getattr(backbone, part, None), nn.Module) for part in ("layers", "norm")):
@@ -363,21 +372,21 @@ def _sources(model: Any, tensors: Mapping[str, Expr]) -> tuple[dict[str, list[st
         sources[parameter] = names = [name for *_, name in sorted(found.get(parameter, []))]
         if not names:
             raise SourceError(f"the checkpoint has no tensor for {parameter!r}")
-        wanted = [tuple(place.shape) for place in _places(empty, len(names))]
-        for name, shape in zip(names, wanted, strict=False):
-            if tensors[name].shape != shape:
-                raise SourceError(f"tensor {name!r} has shape {tensors[name].shape}, but the config asks for {shape}")
-        if len(wanted) != len(names):
-            raise SourceError(f"{parameter!r} is made of {len(wanted)} tensors, but the checkpoint has {len(names)}")
+        places = _places(empty, [tensors[name] for name in names])
+        if len(places) != len(names):
+            raise SourceError(f"{parameter!r} is made of {len(places)} tensors, but the checkpoint has {len(names)}")
+        for name, place in zip(names, places, strict=True):
+            if tensors[name].shape != tuple(place.shape):
+                has, wants = tensors[name].shape, tuple(place.shape)
+                raise SourceError(f"tensor {name!r} has shape {has}, but the config asks for {wants}")
     return sources, tuple(unused)
 
 
-def _places(target: torch.Tensor, pieces: int) -> list[torch.Tensor]:
-    """Where in a parameter its `pieces` sources go: the whole, or of (E, k*R, C) the k*E blocks (R, C)."""
-    if pieces <= 1 or target.dim() != 3:
+def _places(target: torch.Tensor, pieces: Sequence[Expr]) -> list[torch.Tensor]:
+    """Where in a parameter its `pieces` go: the whole of it, or of a fused (E, k*R, C) the k*E blocks (R, C)."""
+    if len(pieces[0].shape) == target.dim():
         return [target]
-    experts = target.shape[0]  # E
-    parts = max(1, pieces // experts)  # k
+    parts = max(1, len(pieces) // target.shape[0])  # k
     return [block for part in target.chunk(parts, dim=1) for block in part]
 
 
@@ -387,8 +396,7 @@ def _set_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
         path, _, last = name.rpartition(".")
         owner = module.get_submodule(path)
         if last in owner._parameters:
-            is_parameter = isinstance(tensor, nn.Parameter)
-            owner._parameters[last] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
+            owner._parameters[last] = nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[last] = tensor
 
