@@ -1,0 +1,133 @@
+"""A Hub that misbehaves on purpose, and a log of what was asked of it: for tests of those who use one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_KEPT = 20_000
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a request instead of, or on the way to, its answer.
+
+    `stall`: seconds to wait first. `status`: answer with this status, and with ``Retry-After`` if `retry_after`
+    (seconds) is given. `drop`: cut the connection, before an answer if it is 0, else after so many bytes of body.
+    """
+
+    stall: float = 0.0
+    status: int | None = None
+    retry_after: int | None = None
+    drop: int | None = None
+
+
+Faults = Callable[[int, Request], Fault | None]
+
+
+@dataclass
+class Exchange:
+    """One request that was answered: `range` is its Range header, `sent` and `received` are bytes of body."""
+
+    number: int
+    method: str
+    path: str
+    range: str | None
+    status: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass
+class Log:
+    """The last requests, oldest first. Reading it while requests run is safe."""
+
+    _kept: deque[Exchange] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def append(self, exchange: Exchange) -> None:
+        """Keep one more."""
+        with self._lock:
+            self._kept.append(exchange)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+
+    def all(self, method: str | None = None, containing: str = "") -> list[Exchange]:
+        """Those of one method, or whose path contains a text."""
+        with self._lock:
+            return [each for each in self._kept if method in {None, each.method} and containing in each.path]
+
+
+class Dropped(Exception):
+    """Ends a request whose connection was cut."""
+
+
+class Outermost:
+    """ASGI middleware around everything: counts requests from 1, logs them, asks `faults` what to do to each."""
+
+    def __init__(self, app: ASGIApp, log: Log, faults: Callable[[], Faults | None]) -> None:
+        self.app = app
+        self.log = log
+        self.faults = faults
+        self._numbers = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        seen = Exchange(next(self._numbers), request.method, scope["path"], request.headers.get("range"))
+        decide = self.faults()
+        fault = decide(seen.number, request) if decide is not None else None
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            seen.received += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: Message) -> None:
+            seen.status = message.get("status", seen.status)
+            body = message.get("body", b"")
+            if fault is not None and fault.drop is not None and seen.sent + len(body) > fault.drop:
+                kept = body[: fault.drop - seen.sent]
+                seen.sent += len(kept)
+                await send({"type": "http.response.body", "body": kept, "more_body": True})
+                _cut(send, flush=True)
+                raise Dropped
+            await send(message)
+            seen.sent += len(body)
+
+        try:
+            if fault is not None and fault.stall:
+                await asyncio.sleep(fault.stall)
+            if fault is not None and fault.drop == 0:
+                _cut(send, flush=False)
+                return
+            if fault is not None and fault.status is not None:
+                headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+                refusal = JSONResponse({"error": f"Fault {fault.status}"}, fault.status, headers)
+                await refusal(scope, counted_receive, counted_send)
+                return
+            await self.app(scope, counted_receive, counted_send)
+        except Dropped:
+            return
+        finally:
+            self.log.append(seen)
+
+
+def _cut(send: Send, *, flush: bool) -> None:
+    """Close the client's connection. ASGI has no word for that, so this asks uvicorn's cycle, whose method `send` is."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.close() if flush else transport.abort()
