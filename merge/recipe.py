@@ -29,7 +29,7 @@ QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")
 DEFAULT_QUANTS = ("Q8_0", "Q4_K_M")
 # Keys of mergekit's other merge methods that recipes in the wild carry along; mergekit-moe ignores them.
 MERGEKIT_KEYS = frozenset(
-    "merge_method models slices parameters tokenizer tokenizer_source chat_template name out_dtype merge_options".split()
+    {"merge_method", "models", "slices", "parameters", "tokenizer", "tokenizer_source", "chat_template", "name"}
 )
 # The weights of language models have about this standard deviation.
 WEIGHT_STD = 0.02
@@ -334,8 +334,8 @@ def _from_pydantic(problem: dict[str, Any], document: Document) -> f.Finding:
         return f.MissingKey(line, key=str(problem["loc"][-1]), what=_where(path))
     if leaf in _CHOICES and (kind == "literal_error" or isinstance(value, str)):
         choices = _CHOICES[leaf]
-        written = document.written.get(path, str(value))
-        return f.UnknownValue(line, key=key, value=written, hint=_hint(written, choices), choices=", ".join(choices))
+        word = document.written.get(path, str(value))
+        return f.UnknownValue(line, key=key, value=word, hint=_hint(word, choices), choices=", ".join(choices))
     if kind in _EXPECTED:
         written = document.written.get(path)
         hint = "; put it in quotes" if _EXPECTED[kind] == "a text" and written is not None and value is not None else ""
@@ -393,12 +393,17 @@ def _where(path: yaml_file.Path) -> str:
     return _dotted(path)
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "release": Release, "build": Build, "router": Router, "card": Card, "evals": Evals,
+}  # fmt: skip
+
+
 def _keys_at(path: yaml_file.Path) -> list[str]:
     model: type[BaseModel] = Recipe
     if path and path[0] in ("experts", "shared_experts"):
         model = Expert
     elif path:
-        model = {"release": Release, "build": Build, "router": Router, "card": Card, "evals": Evals}[str(path[0])]
+        model = _SECTIONS[str(path[0])]
     return list(model.model_fields)
 
 

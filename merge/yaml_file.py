@@ -71,7 +71,7 @@ def _load(raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.problem, error.context) if part)
-        raise _Refused(NotYaml(mark.line + 1 if mark else None, problem=problem)) from None
+        raise _Refused(NotYaml(mark.line + 1 if mark is not None else None, problem=problem)) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is no date
         raise _Refused(NotYaml(problem=str(error))) from None
     return Document(value, lines, written)
@@ -121,7 +121,7 @@ def _build(node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Pa
         case _:
             written[path] = node.value
             try:
-                return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+                return yaml.SafeLoader("").construct_object(node)
             except (ValueError, OverflowError):
                 line = node.start_mark.line + 1
                 raise _Refused(NotYaml(line, problem=f"{node.value!r} cannot be read as a value; quote it")) from None

@@ -1,0 +1,193 @@
+"""A source on the Hub: pinned to a commit, known by its headers through range requests, downloaded only to be merged.
+
+All requests go through huggingface_hub's own client, so its endpoint (HF_ENDPOINT), proxies, retries and caches apply. The
+token is passed per call, never set process-wide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge.checkpoint import (
+    INDEX,
+    MAX_JSON,
+    SINGLE,
+    Checkpoint,
+    TensorInfo,
+    header_length,
+    load_json,
+    missing_weights,
+    parse_header,
+    shard_names,
+)
+from merge.errors import SourceError
+from merge.reference import ModelReference
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# Most headers of a shard fit in the first request; the few that don't cost a second.
+FIRST_RANGE = 256 * 1024
+REQUESTS_AT_ONCE = 8
+
+
+class Hub:
+    """The Hub as a place to read models from. `endpoint` and `token` as in huggingface_hub; None means its defaults."""
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+        from huggingface_hub import HfApi
+
+        self.api: HfApi = HfApi(endpoint=endpoint, token=token)
+
+    def open(self, reference: ModelReference) -> Checkpoint:
+        """The checkpoint at `reference`, from its headers, pinned to the commit its revision means now."""
+        name = str(reference)
+        with _readable(name, self.api.endpoint):
+            info = self.api.model_info(reference.path, revision=reference.revision, files_metadata=True)
+        commit = info.sha or ""
+        files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+        if "config.json" not in files:
+            raise SourceError(f"{name}: no config.json in the repository, so it is not a transformers model")
+        config = load_json(self._small_file(reference.path, commit, "config.json", files), f"{name}/config.json")
+        tensors: dict[str, TensorInfo] | None = None
+        why = None
+        if INDEX in files:
+            index = load_json(self._small_file(reference.path, commit, INDEX, files), f"{name}/{INDEX}")
+            tensors = self._headers(reference, commit, shard_names(index, f"{name}/{INDEX}"), files)
+        elif SINGLE in files:
+            tensors = self._headers(reference, commit, [SINGLE], files)
+        else:
+            why = missing_weights(files)
+        card = info.card_data
+        return Checkpoint(
+            key=f"{reference.path}@{commit}",
+            name=name,
+            config=config,
+            tensors=tensors,
+            files=files,
+            commit=commit,
+            license=card.license if card is not None and isinstance(card.license, str) else None,
+            why_no_headers=why,
+            fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
+        )
+
+    def download(self, checkpoint: Checkpoint, files: Iterable[str], progress: Callable[[str], None]) -> Checkpoint:
+        """The same checkpoint with `files` of it on this machine, in the client's own cache.
+
+        A download that was cut off goes on where it stopped; a file whose size is not the repository's is an error.
+        """
+        path, _, commit = checkpoint.key.rpartition("@")
+        folder: Path | None = None
+        wanted = sorted(set(files))
+        for number, file in enumerate(wanted, start=1):
+            size = checkpoint.files.get(file, 0)
+            progress(f"{path}: {file} ({number} of {len(wanted)}, {size / 1e6:,.0f} MB)")
+            with _readable(f"{path}/{file}", self.api.endpoint):
+                local = Path(self.api.hf_hub_download(path, file, revision=commit))
+            if local.stat().st_size != size:
+                raise SourceError(
+                    f"{path}/{file}: {local.stat().st_size} bytes on disk, {size} on the Hub; delete {local} and try again"
+                )
+            folder = local.parent
+        if folder is None:
+            raise SourceError(f"{path}: nothing of it is needed")
+        return replace(checkpoint, folder=folder)
+
+    def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
+        """A JSON file, through the client's cache: a second look at the same commit asks nothing."""
+        if files[file] > MAX_JSON:
+            raise SourceError(f"{path}/{file}: larger than any {file} we read ({files[file]} bytes)")
+        with _readable(f"{path}/{file}", self.api.endpoint):
+            return Path(self.api.hf_hub_download(path, file, revision=commit)).read_bytes()
+
+    def _headers(
+        self, reference: ModelReference, commit: str, shards: list[str], files: dict[str, int]
+    ) -> dict[str, TensorInfo]:
+        for shard in shards:
+            if shard not in files:
+                raise SourceError(f"{reference}: the index names {shard}, which is not in the repository")
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            found = pool.map(lambda shard: self._header(reference.path, commit, shard, files[shard]), shards)
+            tensors: dict[str, TensorInfo] = {}
+            for part in found:
+                if twice := tensors.keys() & part.keys():
+                    raise SourceError(f"{reference}: tensor {min(twice)!r} stands in two shards")
+                tensors.update(part)
+        return tensors
+
+    def _header(self, path: str, commit: str, shard: str, size: int) -> dict[str, TensorInfo]:
+        shown = f"{path}/{shard}"
+        first = self._range(path, commit, shard, 0, min(FIRST_RANGE, size))
+        length = header_length(first[:8], shown, size)
+        raw = first[8 : 8 + length]
+        if len(raw) < length:
+            raw += self._range(path, commit, shard, 8 + len(raw), 8 + length)
+        found = parse_header(raw, shown, 8 + length, size)
+        return {name: replace(info, file=shard) for name, info in found.items()}
+
+    def _range(self, path: str, commit: str, file: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop of a file of the repository."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
+        headers = build_hf_headers(token=self.api.token) | {"Range": f"bytes={start}-{stop - 1}"}
+        with _readable(f"{path}/{file}", self.api.endpoint):
+            response = get_session().get(url, headers=headers, follow_redirects=True)
+            hf_raise_for_status(response)
+        body: bytes = response.content
+        if response.status_code == 200:  # the server does not do ranges and sent the whole file
+            body = body[start:stop]
+        if len(body) != stop - start:
+            raise SourceError(f"{path}/{file}: the Hub sent {len(body)} of {stop - start} bytes asked for")
+        return body
+
+
+@contextmanager
+def _readable(what: str, endpoint: str) -> Iterator[None]:
+    """Turn the client's exceptions into one sentence each."""
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise SourceError(
+            f"{what}: the model is gated; accept its conditions on its page and pass a token that may read it (HF_TOKEN)"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise SourceError(f"{what}: there is no such revision in the repository") from None
+    except errors.EntryNotFoundError:
+        raise SourceError(f"{what}: there is no such file in the repository") from None
+    except errors.RepositoryNotFoundError as error:
+        if _status(error) == 401:
+            raise SourceError(
+                f"{what}: not found, or private and the token (HF_TOKEN) is missing or wrong; check the name and the token"
+            ) from None
+        raise SourceError(f"{what}: there is no such model on the Hub, or it is private") from None
+    except errors.HfHubHTTPError as error:
+        status = _status(error)
+        if status == 401:
+            raise SourceError(f"{what}: the Hub refused the token; check HF_TOKEN") from None
+        if status == 403:
+            raise SourceError(f"{what}: the token has no right to read it") from None
+        raise SourceError(f"{what}: the Hub answered with status {status}; try again later") from None
+    except errors.OfflineModeIsEnabled:
+        raise SourceError(f"{what}: HF_HUB_OFFLINE is set, and it is not in the cache") from None
+    except errors.LocalEntryNotFoundError:
+        raise SourceError(f"{what}: {endpoint} cannot be reached, and the file is not in the cache") from None
+    except httpx2.HTTPError as error:
+        raise SourceError(f"{what}: {endpoint} cannot be reached ({type(error).__name__})") from None
+    except OSError as error:
+        raise SourceError(f"{what}: {error.strerror or error}") from None
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)

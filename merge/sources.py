@@ -1,0 +1,97 @@
+"""Where a recipe's models come from: a local folder, a folder of models kept beside the Hub's names, or the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from merge.checkpoint import Checkpoint, open_folder
+from merge.errors import SourceError
+from merge.hub import Hub
+from merge.reference import ModelReference
+
+OPENED_AT_ONCE = 8
+
+
+class LocalNotAllowedError(SourceError):
+    """A local folder named where only the Hub may be."""
+
+
+class Sources:
+    """Opens the models that recipes name.
+
+    `folder`: where relative local paths begin. `models`: a folder with models as `owner/name/`, looked into before the Hub
+    is asked. `local_root`: local folders must lie inside it; None lets them lie anywhere. `allow_local=False` refuses all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        models: Path | None = None,
+        endpoint: str | None = None,
+        token: str | None = None,
+        allow_local: bool = True,
+        local_root: Path | None = None,
+    ) -> None:
+        self._folder = folder
+        self._models = models
+        self._endpoint = endpoint
+        self._token = token
+        self._allow_local = allow_local
+        self._local_root = local_root
+
+    @cached_property
+    def hub(self) -> Hub:
+        """Made at the first model that is on no disk: a run on local models needs no Hub client."""
+        return Hub(self._endpoint, self._token)
+
+    def open(self, reference: ModelReference) -> Checkpoint:
+        """The checkpoint at `reference`, from its headers. Raises SourceError."""
+        if reference.is_local:
+            return open_folder(self._local_folder(reference), str(reference))
+        if self._models is not None and (self._models / reference.path).is_dir():
+            return open_folder(self._models / reference.path, str(reference))
+        return self.hub.open(reference)
+
+    def open_all(
+        self, references: Iterable[ModelReference]
+    ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, SourceError]]:
+        """Open several at once: those that could be, and the error of each that could not."""
+        wanted = list(dict.fromkeys(references))
+        opened: dict[ModelReference, Checkpoint] = {}
+        failed: dict[ModelReference, SourceError] = {}
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            for reference, outcome in zip(wanted, pool.map(self._try_open, wanted), strict=True):
+                if isinstance(outcome, SourceError):
+                    failed[reference] = outcome
+                else:
+                    opened[reference] = outcome
+        return opened, failed
+
+    def fetch(
+        self,
+        needed: Mapping[str, Iterable[str]],
+        checkpoints: Mapping[str, Checkpoint],
+        progress: Callable[[str], None],
+    ) -> dict[str, Checkpoint]:
+        """Bring the needed files of each checkpoint (by key) to this machine; local ones are there already."""
+        return {
+            key: self.hub.download(checkpoint, needed[key], progress) if checkpoint.is_hub else checkpoint
+            for key, checkpoint in checkpoints.items()
+        }
+
+    def _try_open(self, reference: ModelReference) -> Checkpoint | SourceError:
+        try:
+            return self.open(reference)
+        except SourceError as error:
+            return error
+
+    def _local_folder(self, reference: ModelReference) -> Path:
+        folder = (self._folder / Path(reference.path).expanduser()).resolve()
+        inside = self._local_root is None or folder.is_relative_to(self._local_root.resolve())
+        if not self._allow_local or not inside:
+            raise LocalNotAllowedError(str(reference))
+        return folder
