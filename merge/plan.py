@@ -65,6 +65,7 @@ class MergePlan:
     unused: Mapping[str, int]
     findings: tuple[f.Finding, ...]
     license: str | None
+    quants: tuple[str, ...]
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -162,6 +163,7 @@ class _Planner:
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=self.license(),
+            quants=self.recipe.release.quants,
         )
 
     # ------------------------------------------------------------------------------------------------------- findings

@@ -122,7 +122,7 @@ def _write_shard(tensors: list[OutputTensor], evaluator: Evaluator, path: Path, 
                 _copy_bytes(*evaluator.files[tensor.expr.source].place(tensor.expr.tensor), file.fileno(), advance)
             else:
                 for part in evaluator.slices(tensor.expr):
-                    data = memoryview(part.contiguous().view(torch.uint8).numpy())
+                    data = memoryview(part.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
                     _write_all(file.fileno(), data)
                     advance(data.nbytes)
         os.fsync(file.fileno())

@@ -70,8 +70,9 @@ def _load(raw: bytes) -> Document:
         raise _Refused(NotText(line, problem=f"character U+{int(error.character):04X} is not allowed")) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else None
         problem = " ".join(part for part in (error.problem, error.context) if part)
-        raise _Refused(NotYaml(mark.line + 1 if mark is not None else None, problem=problem)) from None
+        raise _Refused(NotYaml(line, problem=problem)) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is no date
         raise _Refused(NotYaml(problem=str(error))) from None
     return Document(value, lines, written)
