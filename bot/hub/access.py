@@ -46,6 +46,18 @@ class Token:
     scope: tuple[str, ...] = ()
     secret: str = field(default="", repr=False)
 
+    @classmethod
+    def of(cls, name: str, rights: str, scope: Iterable[str] | None = None, secret: str = "") -> Token:
+        """A token from unchecked words; the scope is the namespace `name` by default. Raises ValueError."""
+        if rights not in get_args(Rights):
+            raise ValueError(f"the rights of {name!r} are one of {', '.join(get_args(Rights))}, not {rights!r}")
+        try:
+            names.namespace(name)
+            chosen = tuple(_scope(each) for each in ((name,) if scope is None else scope))
+        except errors.HubError as error:
+            raise ValueError(f"{name!r}: {error.message}") from error
+        return cls(name, cast(Rights, rights), chosen, secret)
+
     def covers(self, repo: RepoName) -> bool:
         """Whether a repository is in the scope."""
         return self.rights == "admin" or any(each in {"*", repo.owner, repo.url_path} for each in self.scope)
@@ -104,7 +116,7 @@ class Registry:
         self.path = root / "tokens.json"
         self._secret = secret
         self._extra = tuple(extra)
-        first = Token("admin", "admin", secret=f"hf_{secrets.token_hex(17)}")
+        first = Token("admin", "admin", ("admin",), f"hf_{secrets.token_hex(17)}")
         self.created = create_once(self.path, _encode([first]), mode=0o600)
 
     @property
@@ -172,16 +184,9 @@ def parse(text: str) -> Token:
 
 
 def _token(name: str, rights: str, scope: Iterable[str] | None, secret: str) -> Token:
-    if rights not in get_args(Rights):
-        raise ValueError(f"the rights of {name!r} are one of {', '.join(get_args(Rights))}, not {rights!r}")
     if not _TOKEN.fullmatch(secret) or secret.startswith(_SHORT_LIVED):
         raise ValueError(f"the token of {name!r} needs four or more visible characters, and no prefix {_SHORT_LIVED}")
-    try:
-        names.namespace(name)
-        chosen = tuple(_scope(each) for each in (scope if scope is not None else (name,)))
-    except errors.HubError as error:
-        raise ValueError(f"{name!r}: {error.message}") from error
-    return Token(name, cast(Rights, rights), chosen, secret)
+    return Token.of(name, rights, scope, secret)
 
 
 def _scope(value: str) -> str:

@@ -139,7 +139,11 @@ def _parameters(headers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for header in headers.values():
         for name, tensor in header.items():
             shape = tensor.get("shape") if isinstance(tensor, dict) else None
-            if name != "__metadata__" and isinstance(shape, list) and all(isinstance(size, int) for size in shape):
+            if (
+                name != "__metadata__"
+                and isinstance(shape, list)
+                and all(isinstance(n, int) and 0 <= n < 1 << 40 for n in shape)
+            ):
                 count[str(tensor.get("dtype"))] += math.prod(shape)
     return {"parameters": dict(count), "total": count.total()}
 

@@ -106,7 +106,7 @@ class Outermost:
                 _cut(send, flush=True)
                 raise Dropped
             await send(message)
-            seen.sent += len(body)
+            seen.sent += 0 if request.method == "HEAD" else len(body)
 
         try:
             if fault is not None and fault.stall:

@@ -254,7 +254,9 @@ class Repository:
             flat = {item.path: item.oid for item in self.files(head)}
             number = None
             if pull_request:
-                number = 1 + max((int(ref.rpartition("/")[2]) for ref in self.refs() if ref.startswith(_PULLS)), default=0)
+                number = 1 + max(
+                    (int(ref.rpartition("/")[2]) for ref in self.refs() if ref.startswith(_PULLS)), default=0
+                )
                 target = f"{_PULLS}/{number}"
             else:
                 found = self._find_ref(revision)
@@ -328,7 +330,9 @@ class Repository:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, f"{commit}\n".encode(), scratch=self.folder)
         except (NotADirectoryError, IsADirectoryError, FileExistsError):
-            raise errors.conflict(f"Reference {name} conflicts with another whose name it begins or continues.") from None
+            raise errors.conflict(
+                f"Reference {name} conflicts with another whose name it begins or continues."
+            ) from None
 
 
 def iso(moment: datetime) -> str:

@@ -1,10 +1,10 @@
 """The Hub's folder on disk: its repositories by name, a secret for signing, and a place for what is not finished.
 
-    hub.json           the format's number
-    secret             signs upload addresses and short-lived tokens (mode 0600)
-    repos/models/OWNER/NAME/, repos/datasets/…, repos/spaces/…
-    collections/       see bot/hub/collection.py
-    incoming/          uploads and repositories that are being made or deleted; emptied as they grow stale
+hub.json           the format's number
+secret             signs upload addresses and short-lived tokens (mode 0600)
+repos/models/OWNER/NAME/, repos/datasets/…, repos/spaces/…
+collections/       see bot/hub/collection.py
+incoming/          uploads and repositories that are being made or deleted; emptied as they grow stale
 """
 
 from __future__ import annotations

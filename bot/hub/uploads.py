@@ -84,7 +84,9 @@ class Slot:
         return hmac.new(secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
 
-def actions(store: Store, repository: Repository, base: str, item: Any, limits: Limits, multipart: bool) -> dict[str, Any]:
+def actions(
+    store: Store, repository: Repository, base: str, item: Any, limits: Limits, multipart: bool
+) -> dict[str, Any]:
     """The batch API's answer for one object: nothing to do where the repository has it, else where to send it.
 
     `base` is the address of the LFS routes, `multipart` whether the client knows parts. Raises HubError(400).
