@@ -69,10 +69,10 @@ def _load(raw: bytes) -> Document:
         line = text.count("\n", 0, error.position) + 1
         raise _Refused(NotText(line, problem=f"character U+{int(error.character):04X} is not allowed")) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else None
+        marks = [mark for mark in (error.problem_mark, error.context_mark) if mark is not None]
+        place = marks[0].line + 1 if marks else None  # type: ignore[union-attr]
         problem = " ".join(part for part in (error.problem, error.context) if part)
-        raise _Refused(NotYaml(line, problem=problem)) from None
+        raise _Refused(NotYaml(place, problem=problem)) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is no date
         raise _Refused(NotYaml(problem=str(error))) from None
     return Document(value, lines, written)

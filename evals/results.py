@@ -1,0 +1,124 @@
+"""What a build measured, as plain values: the content of report.json, and all that the cards are made from. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class SourceUsed:
+    """A source model, pinned: where its bytes came from and how many of its tensors the result uses."""
+
+    name: str
+    commit: str | None
+    fingerprint: str
+    license: str | None
+    tensors: int
+    unused_tensors: int
+
+
+@dataclass(frozen=True)
+class ExpertUsed:
+    """One expert of the result."""
+
+    source: str
+    role: str | None
+    positive_prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    noise_scale: float | None = None
+    residual_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class FileMade:
+    """A file of the release, by its name in the repository."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class QuantMade:
+    """A GGUF file and how it was proven: `ran` means loaded in llama.cpp, which then generated `sample` from `prompt`."""
+
+    file: FileMade
+    type: str
+    bits_per_weight: float
+    seconds: float
+    proof: str
+    prompt: str
+    sample: str
+    sample_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """How well one layer's experts can be told apart: the condition number of the gate matrix (None: infinite), and the
+    pair of experts (from 0) whose gate vectors have the largest cosine."""
+
+    layer: int
+    condition: float | None
+    cosine: float
+    pair: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class FindingSaid:
+    """A finding of the recipe at the time of the build."""
+
+    id: str
+    level: str
+    message: str
+    line: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one build."""
+
+    name: str
+    repo: str | None
+    family: str
+    family_title: str
+    moerge_version: str
+    recipe_text: str
+    recipe_identity: str
+    gate_mode: str
+    gates_key: str
+    dtype: str
+    parameters: dict[str, int]
+    experts_per_token: int
+    context_length: int
+    license: str | None
+    license_name: str | None
+    license_link: str | None
+    language: tuple[str, ...]
+    tags: tuple[str, ...]
+    title: str | None
+    description: str | None
+    base: str
+    sources: tuple[SourceUsed, ...]
+    experts: tuple[ExpertUsed, ...]
+    files: tuple[FileMade, ...]
+    quants: tuple[QuantMade, ...]
+    routing: tuple[LayerRouting, ...] = ()
+    findings: tuple[FindingSaid, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """report.json: the same bytes for the same report."""
+        return _REPORT.dump_json(self, indent=2) + b"\n"
+
+
+_REPORT = TypeAdapter(Report)
+
+
+def read_report(path: Path) -> Report:
+    """The report in a build's folder. Raises OSError where there is none, ValueError where it is not one."""
+    return _REPORT.validate_json(path.read_bytes())
