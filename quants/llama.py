@@ -1,0 +1,50 @@
+"""The child process of quants.proof: loads one GGUF file in llama.cpp, continues one prompt, prints one line of JSON.
+
+A program of its own because native code that meets a bad file may end the process it runs in. Reads its task as JSON from
+standard input; llama.cpp's own messages go to standard error.
+"""
+
+import json
+import os
+import sys
+import time
+
+import xllamacpp
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    # llama.cpp may print to standard output: keep the real one for the answer.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    params = xllamacpp.CommonParams()
+    params.model.path = task["path"]
+    params.n_ctx = task["context"]
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = task["threads"]
+    # Weights stay in the layout of the file: llama.cpp's repacking for some processors has crashed on quantised experts.
+    params.no_extra_bufts = True
+    params.warmup = False
+    params.fit_params = False
+    params.endpoint_slots = False
+    started = time.monotonic()
+    server = xllamacpp.Server(params)
+    loaded = time.monotonic()
+    response = server.handle_completions(
+        {
+            "prompt": task["prompt"],
+            "max_tokens": task["tokens"],
+            "temperature": 0,
+            "logprobs": 1,
+            "ignore_eos": task["past_the_end"],
+        }
+    )
+    json.dump({"response": response, "load": loaded - started, "generate": time.monotonic() - loaded}, answer)
+    answer.close()
+    # Taking the server down joins its threads and frees the model; the process is over anyway.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

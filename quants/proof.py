@@ -1,0 +1,109 @@
+"""The proof of a GGUF file: llama.cpp loads it and generates from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.errors import ProofError
+
+PROMPT = "The capital of France is"
+TOKENS = 16
+# Seconds until a proof is given up: loading 50 GB from a slow disk takes a while.
+TIMEOUT = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What llama.cpp generated: text, token ids with the natural log of their probabilities, and seconds taken."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    load_seconds: float
+    generate_seconds: float
+
+
+def generate(
+    path: Path,
+    prompt: str | Sequence[int] = PROMPT,
+    tokens: int = TOKENS,
+    *,
+    timeout: float = TIMEOUT,
+    threads: int | None = None,
+    past_the_end: bool = True,
+) -> Generation:
+    """Continues `prompt` (text, or token ids) greedily by `tokens` tokens with the model in `path`, on the processor.
+
+    `past_the_end` goes on where the model would end its text. Raises ProofError where the file does not load, the process
+    dies or takes longer than `timeout` seconds, or the model's numbers are not finite.
+    """
+    ids = prompt if isinstance(prompt, str) else list(prompt)
+    task = {
+        "path": str(path),
+        "prompt": ids,
+        "tokens": tokens,
+        # A token is at least one byte of text.
+        "context": len(prompt.encode() if isinstance(prompt, str) else prompt) + tokens + 64,
+        "threads": threads or len(os.sched_getaffinity(0)),
+        "past_the_end": past_the_end,
+    }
+    # -P: the folder of the program must not be searched for modules, its neighbours have common names.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("llama.py"))]
+    try:
+        finished = subprocess.run(
+            command,
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ProofError(f"{path}: llama.cpp did not generate {tokens} tokens within {timeout:.0f} seconds") from None
+    if finished.returncode != 0:
+        raise ProofError(f"{path}: llama.cpp does not run it ({_why(finished)})")
+    answer = json.loads(finished.stdout)
+    return _generation(path, answer)
+
+
+def _generation(path: Path, answer: dict[str, Any]) -> Generation:
+    try:
+        choice = answer["response"]["choices"][0]
+        content = choice["logprobs"]["content"]
+        logprobs = tuple(math.nan if entry["logprob"] is None else float(entry["logprob"]) for entry in content)
+        found = Generation(
+            text=choice["text"],
+            tokens=tuple(int(entry["id"]) for entry in content),
+            logprobs=logprobs,
+            prompt_tokens=int(answer["response"]["usage"]["prompt_tokens"]),
+            load_seconds=answer["load"],
+            generate_seconds=answer["generate"],
+        )
+    except (KeyError, IndexError, TypeError):
+        said = json.dumps(answer.get("response"))[:300]
+        raise ProofError(f"{path}: llama.cpp loaded it but did not generate ({said})") from None
+    if not found.tokens:
+        raise ProofError(f"{path}: llama.cpp loaded it but generated nothing")
+    if not all(map(math.isfinite, found.logprobs)):
+        raise ProofError(f"{path}: the probabilities it generates with are not finite, so its weights are damaged")
+    return found
+
+
+def _why(finished: subprocess.CompletedProcess[str]) -> str:
+    """The last thing said that names an error, or how the process ended."""
+    if finished.returncode < 0:
+        return f"the process was ended by {signal.Signals(-finished.returncode).name}"
+    lines = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower() or "missing" in line.lower()]
+    return (telling or lines or ["no message"])[0][:300]
