@@ -40,8 +40,8 @@ from merge.expr import Expr, Read
 
 # What a layer is called with beside the hidden states.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-# Called with (layers done, layers in all).
-Progress: TypeAlias = Callable[[int, int], None]
+# Told of layers done, one by one.
+Progress: TypeAlias = Callable[[int], None]
 
 # Logits of about this many elements are made at a time: 256 MB in float32.
 LOGITS_ELEMENTS = 1 << 26
@@ -175,7 +175,7 @@ class StreamedModel:
             with self._loaded(module, storage):
                 yield StreamedLayer(index, module, self.device)
             if progress:
-                progress(index + 1, len(self._layers))
+                progress(1)
 
     def advance(self, run: Run, progress: Progress | None = None) -> Run:
         """Take `run` through all layers."""

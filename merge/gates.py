@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,10 +30,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from merge.errors import DestinationError, MoergeError, SourceError
+from merge.checkpoint import Checkpoint
+from merge.errors import MoergeError, SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, StreamedModel
+from merge.writer import write_atomically, writing
 
 # Part of every content address: to be raised when the same inputs give other gates.
 ALGORITHM = 1
@@ -45,6 +46,7 @@ MODES = (*RANDOM_MODES, "cheap_embed", "hidden", "hidden_last", "hidden_avg")
 HIDDEN_DTYPE = torch.bfloat16
 # Rows of prompts run together up to this many tokens; the result depends on it by rounding only.
 TOKENS_PER_BATCH = 4096
+EMBEDDING = "model.embed_tokens.weight"
 # Above this ratio of the largest to the smallest singular value mergekit warns of a degenerate router.
 MAX_CONDITION = 5.0
 # A vector shorter than this is not scaled up to length 1.
@@ -121,6 +123,18 @@ def calibrate(
     with_negative = [e for e, expert in enumerate(experts) if expert.negative]
     gates[with_negative] -= vectors[len(experts) :]
     return dict(enumerate(_unit(gates.float()).transpose(0, 1).contiguous()))  # L x (E, H)
+
+
+def base_files(mode: str, base: Checkpoint) -> tuple[str, ...]:
+    """The files of the dense base model that `calibrate` reads: none, the tokenizer's and the embedding's, or all."""
+    if mode in RANDOM_MODES:
+        return ()
+    shards = {
+        info.file
+        for name, info in (base.tensors or {}).items()
+        if info.file is not None and (mode != "cheap_embed" or name == EMBEDDING)
+    }
+    return tuple(sorted({*shards, *base.companions}))
 
 
 def random_gates(mode: str, layers: int, experts: int, hidden: int, seed: int) -> torch.Tensor:
@@ -205,7 +219,7 @@ def _hidden_means(
             vectors = hidden.mean(dim=1) if over_positions else hidden[:, -1]  # (B, H)
             sums[number, layer] += vectors.sum(dim=0)
         if progress:
-            progress(layer + 1, model.num_layers)
+            progress(1)
 
     collect(0)
     # What enters the last layer is known once the one before has run: the last one's weights are not needed.
@@ -239,7 +253,7 @@ def gate_report(gates: Mapping[int, torch.Tensor]) -> tuple[LayerReport, ...]:
 def gates_key(mode: str, experts: Sequence[ExpertPrompts], seed: int, base: str) -> str:
     """The content address of gates: 64 hexadecimal digits, equal where all that they are made from is equal.
 
-    `base` identifies the base checkpoint's bytes: its repository and commit, or a local folder's fingerprint.
+    `base` is the base checkpoint's fingerprint.
     """
     made_from: dict[str, Any] = {"algorithm": ALGORITHM, "mode": mode, "experts": len(experts), "base": base}
     if mode in RANDOM_MODES:
@@ -256,33 +270,30 @@ def gates_path(folder: Path, key: str) -> Path:
 
 
 def save_gates(gates: Mapping[int, torch.Tensor], folder: Path, key: str, metadata: Mapping[str, str]) -> Path:
-    """Write gates, layer -> (experts, hidden), as safetensors; the same gates give the same bytes.
+    """Write gates, layer -> (experts, hidden), into `folder` under their content address; returns the file.
 
     `metadata` goes to the header, with the key. The file appears whole or not at all. Raises DestinationError.
     """
-    # Written here and not by the safetensors library, whose order of metadata changes from run to run.
-    header: dict[str, Any] = {"__metadata__": {**metadata, "key": key}}
-    data = []
-    end = 0
-    for layer, gate in sorted(gates.items()):
-        data.append(gate.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes())
-        offsets = [end, end + len(data[-1])]
-        header[f"layers.{layer}.gate"] = {"dtype": "F32", "shape": list(gate.shape), "data_offsets": offsets}
-        end = offsets[1]
-    raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
     path = gates_path(folder, key)
-    unfinished = folder / f".{path.name}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(struct.pack("<Q", len(raw)) + raw)
-            file.writelines(data)
-        unfinished.replace(path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise DestinationError(f"{path}: the gates cannot be written ({error.strerror})") from None
+    write_gates(gates, path, key, metadata)
     return path
+
+
+def write_gates(gates: Mapping[int, torch.Tensor], path: Path, key: str, metadata: Mapping[str, str]) -> None:
+    """Write gates as the safetensors file `path`: the same gates and metadata give the same bytes."""
+    # Not with the safetensors library, whose order of metadata changes from run to run.
+    header: dict[str, Any] = {"__metadata__": {**metadata, "key": key}}
+    data = b""
+    for layer, gate in sorted(gates.items()):
+        weight = gate.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes()
+        offsets = [len(data), len(data) + len(weight)]
+        header[f"layers.{layer}.gate"] = {"dtype": "F32", "shape": list(gate.shape), "data_offsets": offsets}
+        data += weight
+    raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # the format wants the data aligned to eight bytes
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, struct.pack("<Q", len(raw)) + raw + data)
 
 
 def load_gates(path: Path) -> dict[int, torch.Tensor]:

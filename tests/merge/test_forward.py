@@ -241,7 +241,7 @@ def test_a_missing_expert_is_counted(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "MixtralConfig", num_local_experts=3)
     tensors, config, evaluator = checkpoint_expressions(folder)
     del tensors["model.layers.1.block_sparse_moe.experts.2.w1.weight"]
-    with pytest.raises(SourceError, match="layers.1"):
+    with pytest.raises(SourceError, match=r"layers\.1"):
         StreamedModel(config, tensors, evaluator, device="cpu")
 
 
@@ -284,9 +284,9 @@ def test_a_token_beyond_the_embedding_is_a_source_error(tmp_path: Path) -> None:
 
 def test_progress_counts_every_layer(tmp_path: Path) -> None:
     streamed = open_streamed(save_model(tmp_path, "LlamaConfig"))
-    seen: list[tuple[int, int]] = []
-    streamed.advance(streamed.start([left_padded()]), lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    seen: list[int] = []
+    streamed.advance(streamed.start([left_padded()]), seen.append)
+    assert seen == [1, 1, 1]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps", "gpu", ""])
