@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge import findings as f
-from merge.errors import RecipeError, SourceError
+from merge.errors import RecipeError
 from merge.plan import MergePlan, Parameters, build_plan
 from merge.recipe import LoadedRecipe, load_recipe
 from merge.reference import parse_reference

@@ -19,7 +19,7 @@ from merge.errors import RecipeError
 from merge.expr import Expr, Gate, Noise, Read, Scale, cast, elements, nbytes, reads
 from merge.families import FAMILIES, Family, family_for, find_family
 from merge.families.dense import MLP_PARTS, ConfigError, DenseModel, dense_model, mlp_tensor
-from merge.recipe import Expert, LoadedRecipe
+from merge.recipe import RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
 
 
@@ -66,6 +66,7 @@ class MergePlan:
     findings: tuple[f.Finding, ...]
     license: str | None
     quants: tuple[str, ...]
+    gate_mode: str
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -74,7 +75,8 @@ class MergePlan:
 
     @property
     def needed_files(self) -> dict[str, tuple[str, ...]]:
-        """By source key, the files that the merge reads: the shards with a tensor it uses, and the base's companions."""
+        """By source key, the files that a build reads: the shards with a tensor it uses, and the base's companions.
+        Gates made from hidden states need the whole base."""
         needed: dict[str, set[str]] = {key: set() for key in self.sources}
         for tensor in self.tensors:
             for read in reads(tensor.expr):
@@ -83,6 +85,9 @@ class MergePlan:
                 if file is not None:
                     needed[read.source].add(file)
         needed[self.base].update(self.companions)
+        if self.gate_mode not in RANDOM_GATES:
+            base = self.sources[self.base].tensors or {}
+            needed[self.base].update(info.file for info in base.values() if info.file is not None)
         return {key: tuple(sorted(files)) for key, files in needed.items()}
 
     @property
@@ -164,6 +169,7 @@ class _Planner:
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=self.license(),
             quants=self.recipe.release.quants,
+            gate_mode=self.recipe.gate_mode,
         )
 
     # ------------------------------------------------------------------------------------------------------- findings

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from merge.checkpoint import INDEX, SINGLE
+from merge.checkpoint import INDEX, SINGLE, Checkpoint
 from merge.errors import DestinationError, SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Read, nbytes
@@ -35,6 +35,7 @@ MARKER = ".moerge-merge"
 
 def write_checkpoint(
     plan: MergePlan,
+    base: Checkpoint,
     evaluator: Evaluator,
     out: Path,
     *,
@@ -42,7 +43,7 @@ def write_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write the checkpoint of `plan` to the new folder `out`.
+    """Write the checkpoint of `plan` to the new folder `out`. `base` is the plan's base with its files on this machine.
 
     `advance` is told of bytes written. Raises DestinationError where `out` exists or cannot be written, SourceError where a
     source cannot be read to its end.
@@ -63,10 +64,9 @@ def write_checkpoint(
             weight_map = {t.name: shard_name(n, len(shards)) for n, shard in enumerate(shards, 1) for t in shard}
             index = {"metadata": {"total_size": plan.checkpoint_bytes}, "weight_map": weight_map}
             write_atomically(partial / INDEX, _json(index))
-        base = plan.sources[plan.base].folder
-        assert base is not None
+        assert base.folder is not None
         for companion in plan.companions:
-            _copy_companion(base / companion, partial / companion)
+            _copy_companion(base.folder / companion, partial / companion)
         write_atomically(partial / "config.json", _json(dict(plan.config)))
         (partial / MARKER).unlink()
         partial.rename(out)

@@ -69,8 +69,8 @@ def _load(raw: bytes) -> Document:
         line = text.count("\n", 0, error.position) + 1
         raise _Refused(NotText(line, problem=f"character U+{int(error.character):04X} is not allowed")) from None
     except yaml.MarkedYAMLError as error:
-        marks = [mark for mark in (error.problem_mark, error.context_mark) if mark is not None]
-        place = marks[0].line + 1 if marks else None  # type: ignore[union-attr]
+        marks: list[Any] = [mark for mark in (error.problem_mark, error.context_mark) if mark is not None]
+        place = marks[0].line + 1 if marks else None
         problem = " ".join(part for part in (error.problem, error.context) if part)
         raise _Refused(NotYaml(place, problem=problem)) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is no date
@@ -81,7 +81,7 @@ def _load(raw: bytes) -> Document:
 def _check_events(text: str) -> None:
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark is not None else None
         match event:
             case yaml.AliasEvent():
                 raise _Refused(AliasUsed(line, shown=f"*{event.anchor}"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from merge import __version__
 from merge.errors import MoergeError
 
-COMMANDS = ("preview", "schema")
+COMMANDS = ("preview", "merge", "build", "schema")
 CRASH = 5
 
 

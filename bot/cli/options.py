@@ -26,5 +26,8 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """On what forward passes run."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default=None, help="where forward passes run (default: the recipe's)"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default=None,
+        help="where forward passes run (default: the recipe's)",
     )

@@ -1,0 +1,345 @@
+"""A build: gates, checkpoint, GGUF, report and cards, one stage after the other, each only if its inputs changed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cards.render import write_cards
+
+from bot.preview import plan_recipe
+from bot.state import State, locked, stage_key
+from evals.results import (
+    REPORT,
+    ExpertUsed,
+    FileMade,
+    FindingSaid,
+    LayerRouting,
+    QuantMade,
+    Report,
+    SourceUsed,
+)
+from merge import __version__
+from merge.checkpoint import Checkpoint
+from merge.errors import DestinationError, SourceError
+from merge.expr import elements
+from merge.plan import MergePlan
+from merge.progress import progress, say
+from merge.recipe import LoadedRecipe
+from merge.sources import Sources
+from merge.writer import file_sha256, write_atomically, write_checkpoint, writing
+
+if TYPE_CHECKING:
+    from merge.gates import ExpertPrompts
+    from quants.metadata import ModelInfo
+
+MODEL, GGUF = "model", "gguf"
+# Files of DIR/model/ that the card stage writes; the rest is the checkpoint.
+CARD = "README.md"
+
+
+def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> Report:
+    """Build `loaded` into `out`: `model/`, `gguf/`, `report.json` and `state.json`.
+
+    What an earlier run of the same inputs finished is kept. `device` overrides the recipe's. Raises RecipeError,
+    SourceError, DestinationError, ProofError or UsageError; what was finished by then stays and is used by the next run.
+    """
+    plan = plan_recipe(loaded, sources)
+    with locked(out):
+        return _Build(loaded, plan, sources, out, device).run()
+
+
+def merge(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> MergePlan:
+    """The checkpoint alone, in the new folder `out`. The gates are calibrated into the folder beside it and removed."""
+    plan = plan_recipe(loaded, sources)
+    if out.exists():
+        raise DestinationError(f"{out}: exists already; choose another folder, or remove it to merge again")
+    local = fetched(plan, sources)
+    gates = out.with_name(out.name + ".gates")
+    key = gates_key_of(loaded, plan)
+    path = make_gates(loaded, plan, local, gates, key, device)
+    make_checkpoint(plan, local, path, key, out)
+    shutil.rmtree(gates)
+    return plan
+
+
+class _Build:
+    """One build in its folder."""
+
+    def __init__(self, loaded: LoadedRecipe, plan: MergePlan, sources: Sources, out: Path, device: str | None) -> None:
+        self.loaded, self.plan, self.sources, self.out, self.device = loaded, plan, sources, out, device
+        self.state = State(out)
+        self.gates_key = gates_key_of(loaded, plan)
+        self.merge_key = stage_key("merge", plan.identity(), self.gates_key)
+        # Sources are brought to this machine at the first stage that needs them, and not at all if none does.
+        self.local: Callable[[], Mapping[str, Checkpoint]] = cache(lambda: fetched(plan, sources))
+
+    def run(self) -> Report:
+        gates = self.gates()
+        files = self.checkpoint(gates)
+        quants = self.quants()
+        report = self.report(gates, files, quants)
+        with writing(self.out):
+            write_atomically(self.out / REPORT, report.to_json())
+            write_cards(self.out, report)
+        return report
+
+    def gates(self) -> Path:
+        from merge.gates import gates_path
+
+        path = gates_path(self.out, self.gates_key)
+        if self.state.result("gates", self.gates_key) is None:
+            started = time.monotonic()
+            made = make_gates(self.loaded, self.plan, self.local(), self.out, self.gates_key, self.device)
+            for old in set(self.out.glob("gates-*.safetensors")) - {made}:
+                old.unlink()
+            self.state.finish("gates", self.gates_key, [made], {"seconds": time.monotonic() - started})
+        return path
+
+    def checkpoint(self, gates: Path) -> tuple[FileMade, ...]:
+        folder = self.out / MODEL
+        done = self.state.result("merge", self.merge_key)
+        if done is None:
+            if folder.exists():
+                if not self.state.knows("merge"):
+                    raise DestinationError(f"{folder}: not from a build; choose another folder, or remove it")
+                shutil.rmtree(folder)
+            started = time.monotonic()
+            make_checkpoint(self.plan, self.local(), gates, self.gates_key, folder)
+            made = sorted(path for path in folder.iterdir() if path.name != CARD)
+            files = [FileMade(path.name, path.stat().st_size, file_sha256(path)) for path in made]
+            done = {"seconds": time.monotonic() - started, "files": [asdict(file) for file in files]}
+            self.state.finish("merge", self.merge_key, made, done)
+        return tuple(FileMade(**file) for file in done["files"])
+
+    def quants(self) -> tuple[QuantMade, ...]:
+        """The GGUF files, those that are missing made in one pass over the merged checkpoint."""
+        types, folder = self.plan.quants, self.out / GGUF
+        info = model_info(self.loaded, self.plan)
+        keys = {name: stage_key("gguf", name, self.merge_key, self.plan.name, info, __version__) for name in types}
+        missing = [name for name in types if self.state.result(f"gguf/{name}", keys[name]) is None]
+        self._remove_old_quants(folder, [name for name in types if name not in missing])
+        if missing:
+            for made in _quantised(self.out / MODEL, folder, self.plan.name, missing, info):
+                path = self.out / GGUF / made.file.name
+                self.state.finish(f"gguf/{made.type}", keys[made.type], [path], asdict(made))
+        results = [self.state.result(f"gguf/{name}", keys[name]) for name in types]
+        return tuple(
+            QuantMade(**{**result, "file": FileMade(**result["file"]), "sample_tokens": tuple(result["sample_tokens"])})
+            for result in results
+            if result is not None
+        )
+
+    def _remove_old_quants(self, folder: Path, kept: list[str]) -> None:
+        """Files of an earlier recipe in this folder, which this one does not have or has otherwise."""
+        keep = {f"{self.plan.name}-{name}.gguf" for name in kept}
+        for stage in self.state.stages("gguf/"):
+            if stage.removeprefix("gguf/") not in kept:
+                self.state.forget(stage)
+        if folder.is_dir():
+            for path in folder.glob("*.gguf"):
+                if path.name not in keep:
+                    path.unlink()
+
+    def report(self, gates: Path, files: tuple[FileMade, ...], quants: tuple[QuantMade, ...]) -> Report:
+        recipe, plan = self.loaded.recipe, self.plan
+        seconds = {
+            stage: (self.state.result(stage, key) or {}).get("seconds", 0.0)
+            for stage, key in (("gates", self.gates_key), ("merge", self.merge_key))
+        }
+        return Report(
+            name=plan.name,
+            repo=recipe.release.repo,
+            family=plan.family,
+            family_title=plan.family_title,
+            moerge_version=__version__,
+            recipe_text=self.loaded.text,
+            recipe_identity=recipe.identity(),
+            gate_mode=plan.gate_mode,
+            gates_key=self.gates_key,
+            dtype=plan.config["torch_dtype"],
+            parameters=asdict(plan.parameters),
+            experts_per_token=plan.config["num_experts_per_tok"],
+            context_length=plan.config["max_position_embeddings"],
+            license=plan.license,
+            license_name=recipe.release.license_name,
+            license_link=recipe.release.license_link,
+            language=recipe.release.language,
+            tags=recipe.release.tags,
+            title=recipe.card.title,
+            description=recipe.card.description,
+            base=plan.sources[plan.base].name,
+            sources=tuple(
+                SourceUsed(
+                    name=source.name,
+                    commit=source.commit,
+                    fingerprint=source.fingerprint,
+                    license=source.license,
+                    tensors=len(source.tensors or {}),
+                    unused_tensors=plan.unused[key],
+                )
+                for key, source in plan.sources.items()
+            ),
+            experts=tuple(
+                ExpertUsed(
+                    source=plan.sources[key].name,
+                    role=expert.role,
+                    positive_prompts=expert.positive_prompts,
+                    negative_prompts=expert.negative_prompts,
+                    noise_scale=expert.noise_scale,
+                    residual_scale=expert.residual_scale,
+                )
+                for key, expert in zip(plan.experts, recipe.experts, strict=True)
+            ),
+            files=files,
+            quants=quants,
+            routing=_routing(gates),
+            findings=tuple(
+                FindingSaid(finding.id, finding.level, finding.text, finding.line) for finding in plan.findings
+            ),
+            seconds=seconds,
+        )
+
+
+def fetched(plan: MergePlan, sources: Sources) -> dict[str, Checkpoint]:
+    """The plan's sources with every file that is needed on this machine. Raises SourceError."""
+    for source in plan.sources.values():
+        if source.why_no_headers is not None:
+            raise SourceError(f"{source.name}: its weights are not there, only its config.json")
+    return sources.fetch(plan.needed_files, plan.sources, say)
+
+
+def prompts_of(loaded: LoadedRecipe) -> list[ExpertPrompts]:
+    """The prompts that the router is made from, by expert."""
+    from merge.gates import ExpertPrompts
+
+    return [ExpertPrompts(expert.positive_prompts, expert.negative_prompts) for expert in loaded.recipe.experts]
+
+
+def gates_key_of(loaded: LoadedRecipe, plan: MergePlan) -> str:
+    """The content address of a recipe's gates."""
+    from merge.gates import gates_key
+
+    base = plan.sources[plan.base].fingerprint
+    return gates_key(plan.gate_mode, prompts_of(loaded), loaded.recipe.build.seed, base)
+
+
+def make_gates(
+    loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, key: str, device: str | None
+) -> Path:
+    """Calibrate the router into `folder`; returns the file, content-addressed by `key`."""
+    from merge.evaluate import Evaluator, open_files
+    from merge.gates import calibrate, save_gates
+
+    base = local[plan.base]
+    assert base.folder is not None
+    layers = plan.config["num_hidden_layers"]
+    with progress(f"gates ({plan.gate_mode})", layers, unit="layer") as shown:
+        gates = calibrate(
+            plan.gate_mode,
+            prompts_of(loaded),
+            base.config,
+            plan.dense_tensors,
+            Evaluator(open_files({plan.base: base})),
+            base.folder,
+            loaded.recipe.build.seed,
+            device or loaded.recipe.build.device,
+            progress=lambda done: shown.advance(1),
+        )
+    return save_gates(gates, folder, key, {"mode": plan.gate_mode})
+
+
+def make_checkpoint(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, key: str, out: Path) -> None:
+    """Write the merged checkpoint to the new folder `out`."""
+    from merge.evaluate import Evaluator, open_files
+    from merge.gates import load_gates
+
+    evaluator = Evaluator(open_files(local), load_gates(gates))
+    with progress("checkpoint", plan.checkpoint_bytes) as shown:
+        write_checkpoint(plan, local[plan.base], evaluator, out, gates_key=key, advance=shown.advance)
+
+
+def model_info(loaded: LoadedRecipe, plan: MergePlan) -> ModelInfo:
+    """What the GGUF metadata say of the model besides its numbers."""
+    from quants.metadata import BaseModel, ModelInfo
+
+    release = loaded.recipe.release
+    bases = []
+    for source in plan.sources.values():
+        path = source.name.partition("@")[0]
+        owner, _, name = path.rpartition("/")
+        url = f"https://huggingface.co/{path}" if source.is_hub else None
+        bases.append(BaseModel(name=name, organization=owner or None, version=source.commit, repo_url=url))
+    return ModelInfo(
+        name=loaded.recipe.card.title or plan.name,
+        basename=plan.name,
+        quantized_by="moerge",
+        license=plan.license,
+        license_name=release.license_name,
+        license_link=release.license_link,
+        repo_url=f"https://huggingface.co/{release.repo}" if release.repo else None,
+        base_models=tuple(bases),
+        tags=tuple(dict.fromkeys(("moe", "frankenmoe", "merge", *release.tags))),
+        languages=release.language,
+    )
+
+
+def _quantised(model: Path, folder: Path, name: str, types: list[str], info: ModelInfo) -> list[QuantMade]:
+    """Make and prove GGUF files. They get their place in `folder` only when all of them are proven."""
+    from merge.evaluate import checkpoint_expressions
+    from quants.build import quantize
+    from quants.proof import PROMPT
+
+    tensors, config, evaluator = checkpoint_expressions(model)
+    weights = sum(elements(x) for x in tensors.values())
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with progress(f"gguf ({', '.join(types)})", 100, unit="%") as shown:
+        said = 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            percent = 100 * done // max(total, 1)
+            shown.advance(percent - said)
+            said = percent
+
+        made = quantize(config, tensors, evaluator, model, partial, name, types, info, progress=advance)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for file in made:
+            file.path.rename(folder / file.path.name)
+        partial.rmdir()
+    return [
+        QuantMade(
+            file=FileMade(file.path.name, file.bytes, file.sha256),
+            type=file.file_type,
+            bits_per_weight=8 * file.bytes / weights,
+            seconds=file.seconds,
+            proof="ran",
+            prompt=PROMPT,
+            sample=file.proof.text,
+            sample_tokens=tuple(file.proof.tokens),
+        )
+        for file in made
+        if file.proof is not None
+    ]
+
+
+def _routing(gates: Path) -> tuple[LayerRouting, ...]:
+    from merge.gates import gate_report, load_gates
+
+    return tuple(
+        LayerRouting(
+            layer=layer.layer,
+            condition=layer.condition if math.isfinite(layer.condition) else None,
+            cosine=layer.cosine,
+            pair=layer.pair,
+        )
+        for layer in gate_report(load_gates(gates))
+    )
