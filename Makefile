@@ -1,0 +1,50 @@
+# `make demo` and `make test` need Python 3.11+ and a package index, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Everything this project makes outside its sources.
+BUILD := build
+
+.PHONY: demo test test-all lint format docs bench-gates image-check clean help
+
+help:
+	@echo "make demo         one recipe from preview to a published model, on real input, without an account"
+	@echo "make test         the tests (minutes)"
+	@echo "make test-all     the slow end-to-end tests too"
+	@echo "make lint         ruff, mypy, and the linters of workflows and Dockerfile"
+	@echo "make bench-gates  our gates beside mergekit's"
+	@echo "make image-check  build the preview image and run it"
+	@echo "make docs         write the generated pages again"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moerge needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,hub,demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m merge.findings > docs/findings.md
+
+bench-gates: $(VENV)/.installed
+	$(BIN)/python benchmarks/gates_vs_mergekit.py
+
+clean:
+	rm -rf $(BUILD) $(VENV)
