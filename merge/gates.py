@@ -216,7 +216,7 @@ def _hidden_means(
 
     def collect(layer: int) -> None:
         for number, hidden in zip(owner, run.hidden, strict=True):  # (B, T, H)
-            vectors = hidden.mean(dim=1) if over_positions else hidden[:, -1]  # (B, H)
+            vectors = hidden.sum(dim=1) / hidden.shape[1] if over_positions else hidden[:, -1]  # (B, H)
             sums[number, layer] += vectors.sum(dim=0)
         if progress:
             progress(1)
