@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bot.hub import api_account, api_commit, api_files, api_repos, errors, pages
@@ -24,6 +25,7 @@ from bot.hub.store import Store
 from bot.hub.uploads import Limits
 from bot.hub.web import Hub
 
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _DRAINED_BYTES, _DRAIN_SECONDS = 64 << 20, 10.0
 
 
@@ -49,6 +51,7 @@ def application(hub: Hub, log: Log, faults: Callable[[], Faults | None]) -> ASGI
         *api_repos.routes(),
         *api_files.routes(),
         *api_commit.routes(),
+        Route("/api/{path:path}", _no_such_route, methods=_METHODS),
         *pages.routes(),
     ]
     app = Starlette(
@@ -118,6 +121,11 @@ class _Drained:
             await send(message)
 
         await self.app(scope, watched, draining)
+
+
+def _no_such_route(request: Request) -> Response:
+    """An address of the API that is not here: kept from being taken for a repository of the owner "api"."""
+    raise HTTPException(404, "The embedded Hub does not have this part of the API.")
 
 
 def _refused(request: Request, error: Exception) -> Response:
