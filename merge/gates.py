@@ -70,8 +70,8 @@ class ExpertPrompts:
 @dataclass(frozen=True)
 class LayerReport:
     """One layer's router. `condition` is the ratio of its largest to its smallest singular value (infinite where an
-    expert's vector is a combination of the others); `cosine` the largest between two experts, `pair` (None for a single
-    expert)."""
+    expert's vector is a combination of the others); `cosine` the largest between two experts, `pair` (0 and None for a
+    single expert)."""
 
     layer: int
     condition: float
@@ -122,6 +122,8 @@ def calibrate(
     gates = vectors[: len(experts)].clone()  # (E, L, H)
     with_negative = [e for e, expert in enumerate(experts) if expert.negative]
     gates[with_negative] -= vectors[len(experts) :]
+    if not torch.isfinite(gates).all():
+        raise SourceError("the base model's hidden states are not finite numbers, so no gate can be made of them")
     return dict(enumerate(_unit(gates.float()).transpose(0, 1).contiguous()))  # L x (E, H)
 
 
@@ -246,7 +248,7 @@ def gate_report(gates: Mapping[int, torch.Tensor]) -> tuple[LayerReport, ...]:
         if len(gate) > 1:
             first, second = divmod(int(cosines.argmax()), len(gate))
             pair = (min(first, second), max(first, second))
-        layers.append(LayerReport(layer, condition, float(cosines.max()) if pair else math.nan, pair))
+        layers.append(LayerReport(layer, condition, float(cosines.max()) if pair else 0.0, pair))
     return tuple(layers)
 
 

@@ -254,6 +254,15 @@ def test_a_tokenizer_larger_than_the_embedding_is_a_source_error(base: Path) -> 
         calibrate("cheap_embed", EXPERTS, config, cut, evaluator, base, 0, "cpu")
 
 
+def test_a_base_that_gives_no_numbers_is_a_source_error(tmp_path: Path) -> None:
+    save_base(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    torch.nn.init.constant_(model.model.layers[0].input_layernorm.weight, math.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="not finite"):
+        calibrated(tmp_path, "hidden")
+
+
 def test_a_chat_template_is_never_rendered(tmp_path: Path) -> None:
     save_base(tmp_path)
     before = calibrated(tmp_path, "hidden")
@@ -346,7 +355,7 @@ def test_orthogonal_gates_are_well_conditioned_and_equal_ones_are_degenerate() -
     assert bad.pair == (0, 1)
     assert near.is_degenerate
     assert near.pair == (0, 2)
-    assert (single.pair, single.is_degenerate) == (None, False)
+    assert (single.pair, single.cosine, single.is_degenerate) == (None, 0, False)
 
 
 def test_more_experts_than_dimensions_and_gates_that_are_not_numbers_are_reported_not_raised() -> None:
