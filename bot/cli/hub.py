@@ -66,10 +66,16 @@ def run(args: argparse.Namespace) -> int:
         )
     except StoreError as error:
         raise DestinationError(f"{error}") from error
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
     except (OSError, OverflowError) as error:
         raise DestinationError(f"Cannot serve a Hub on {args.host}:{args.port} from {root}: {error}") from error
     print(f"Hub at {hub.endpoint}, kept in {root}")
-    print(f"  export HF_ENDPOINT={hub.endpoint} HF_TOKEN={hub.token()} HF_HUB_DISABLE_XET=1")
+    try:
+        token = hub.token()
+    except LookupError:  # its user has taken the admin out of tokens.json
+        token = "..."  # noqa: S105
+    print(f"  export HF_ENDPOINT={hub.endpoint} HF_TOKEN={token} HF_HUB_DISABLE_XET=1")
     if publishers and args.jwks is None:
         print("  Trusted publishers: without --jwks the claims of their tokens are checked, the signatures are not.")
     print("Stop it with Ctrl-C.", flush=True)

@@ -29,7 +29,7 @@ from bot.hub import errors, names
 from bot.hub.names import RepoName
 from bot.hub.objects import write_atomically
 from bot.hub.repository import Settings
-from bot.hub.store import create_once
+from bot.hub.store import StoreError, create_once
 
 Rights = Literal["admin", "write", "read"]
 ADMIN = "admin"
@@ -117,7 +117,11 @@ class Registry:
         self._secret = secret
         self._extra = tuple(extra)
         first = Token("admin", "admin", ("admin",), f"hf_{secrets.token_hex(17)}")
-        self.created = create_once(self.path, _encode([first]), mode=0o600)
+        create_once(self.path, _encode([first]), mode=0o600)
+        try:
+            self.tokens  # noqa: B018 - read once now, so that a mistake in the file is found at the start
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is not a list of tokens: {error!r}") from error
 
     @property
     def tokens(self) -> list[Token]:

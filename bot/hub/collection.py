@@ -31,7 +31,10 @@ class Collections:
 
     def all(self) -> Iterator[dict[str, Any]]:
         """Every collection, the newest change first."""
-        found = [json.loads(path.read_bytes()) for path in self.folder.glob("*.json")]
+        found = []
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # deleted since
+                found.append(json.loads(path.read_bytes()))
         yield from sorted(found, key=lambda value: value["lastUpdated"], reverse=True)
 
     def get(self, owner: str, slug: str) -> dict[str, Any]:

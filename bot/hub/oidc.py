@@ -8,12 +8,7 @@ reach the server can forge the claims, so that is for dry runs and tests on one'
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import json
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +23,7 @@ _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105 - the name of a type
 _LIFETIME_SECONDS = 3600
 _LEEWAY_SECONDS = 60
-# DER prefix of DigestInfo for SHA-256 (RFC 8017, section 9.2, note 1).
-_SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+_ALGORITHM = "RS256"
 
 
 @dataclass(frozen=True)
@@ -74,14 +68,17 @@ def resource(value: object) -> RepoName:
 
 
 class Exchange:
-    """The exchange of identity tokens, for some publishers. `jwks` is a file with the issuer's public keys."""
+    """The exchange of identity tokens, for some publishers. `jwks` is a file with the issuer's public keys.
+
+    Raises OSError or ValueError where that file cannot be read.
+    """
 
     def __init__(
         self, registry: Registry, publishers: Iterable[Publisher], jwks: Path | None = None, issuer: str = GITHUB
     ) -> None:
         self.registry = registry
         self.publishers = tuple(publishers)
-        self.keys: list[dict[str, Any]] | None = None if jwks is None else json.loads(jwks.read_bytes())["keys"]
+        self.keys = None if jwks is None else _keys(jwks)
         self.issuer = issuer
 
     def exchange(self, form: Mapping[str, Any], audiences: set[str]) -> dict[str, Any]:
@@ -107,50 +104,47 @@ class Exchange:
 
     def claims(self, token: object, audiences: set[str]) -> dict[str, Any]:
         """The claims of an identity token (a JWT) that holds now, for this server. Raises HubError(400)."""
+        import jwt  # with cryptography behind it: loaded when it is used
+
         try:
-            head, body, signature = str(token).encode("ascii").split(b".")
-            header, claims, signed = json.loads(_decode(head)), json.loads(_decode(body)), _decode(signature)
-            algorithm, times = header["alg"], (float(claims["iat"]), float(claims["exp"]))
-            before = float(claims.get("nbf", times[0]))
-        except (ValueError, KeyError, TypeError, UnicodeError, binascii.Error):
-            raise _refusal("invalid_request", "subject_token is not a JSON Web Token.") from None
-        if algorithm != "RS256":
-            raise _refusal("invalid_grant", "subject_token is not signed with RS256.")
-        if self.keys is not None:
-            key = next((each for each in self.keys if each.get("kid") == header.get("kid")), None)
-            if key is None or not verify_rs256(key, head + b"." + body, signed):
-                raise _refusal("invalid_grant", "The signature of subject_token is not the issuer's.")
-        given = claims.get("aud")
-        now = time.time()
-        if claims.get("iss") != self.issuer:
-            raise _refusal("invalid_grant", f"subject_token is not issued by {self.issuer}.")
-        if not audiences & {str(each).rstrip("/") for each in (given if isinstance(given, list) else [given])}:
-            raise _refusal("invalid_grant", f"subject_token is for {given}, not for this Hub.")
-        if not (max(times[0], before) - _LEEWAY_SECONDS <= now < times[1] + _LEEWAY_SECONDS):
-            raise _refusal("invalid_grant", "subject_token has expired, or is not valid yet.")
-        return dict(claims)
+            head = jwt.get_unverified_header(str(token))
+            key = jwt.PyJWK(self._key(head.get("kid"))) if self.keys is not None else None
+            if head["alg"] != _ALGORITHM:
+                raise jwt.InvalidAlgorithmError(f"it is not signed with {_ALGORITHM}")
+            return dict(
+                jwt.decode(
+                    str(token),
+                    key or "",
+                    algorithms=[_ALGORITHM],
+                    audience=audiences,
+                    issuer=self.issuer,
+                    leeway=_LEEWAY_SECONDS,
+                    options={
+                        "require": ["aud", "exp", "iat", "iss"],
+                        "verify_signature": key is not None,
+                        "verify_aud": True,  # these go with the signature unless they are asked for
+                        "verify_exp": True,
+                        "verify_iat": True,
+                        "verify_iss": True,
+                        "verify_nbf": True,
+                    },
+                )
+            )
+        except (jwt.PyJWTError, ValueError, LookupError) as error:
+            raise _refusal("invalid_grant", f"subject_token is refused: {error}") from None
+
+    def _key(self, identifier: object) -> dict[str, Any]:
+        for key in self.keys or ():
+            if key.get("kid") == identifier:
+                return key
+        raise LookupError(f"the issuer has no key {identifier!r}")
 
 
-def verify_rs256(key: Mapping[str, Any], message: bytes, signature: bytes) -> bool:
-    """RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017, section 8.2.2): the padded digest is made and compared as a whole.
-
-    `key` is a JWK with ``n`` and ``e``; only public numbers are used, so plain integers do.
-    """
+def _keys(jwks: Path) -> list[dict[str, Any]]:
     try:
-        modulus, exponent = (int.from_bytes(_decode(str(key[part]).encode())) for part in ("n", "e"))
-    except (KeyError, ValueError, binascii.Error):
-        return False
-    length = (modulus.bit_length() + 7) // 8
-    digest = _SHA256_INFO + hashlib.sha256(message).digest()
-    value = int.from_bytes(signature)
-    if key.get("kty") != "RSA" or modulus.bit_length() < 2048 or len(signature) != length or value >= modulus:
-        return False
-    padded = b"\0\1" + b"\xff" * (length - len(digest) - 3) + b"\0" + digest
-    return hmac.compare_digest(pow(value, exponent, modulus).to_bytes(length), padded)
-
-
-def _decode(part: bytes) -> bytes:
-    return base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+        return [dict(key) for key in json.loads(jwks.read_bytes())["keys"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{jwks} is not a JWKS: a JSON object with a list of keys") from None
 
 
 def _refusal(error: str, description: str) -> errors.HubError:

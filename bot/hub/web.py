@@ -127,7 +127,7 @@ def page(request: Request, items: Sequence[Any], size: int, shown: Callable[[Seq
     """One page of a list, with a Link header to the next: `size` entries, or the query's ``limit`` if that is less."""
     limit, start = number(request, "limit", size), number(request, "cursor", 0)
     limit = max(1, min(limit, size))
-    headers = {"X-Total-Count": str(len(items))}
+    headers = {}
     if start + limit < len(items):
         following = request.url.include_query_params(limit=limit, cursor=start + limit)
         headers["Link"] = f'<{following}>; rel="next"'

@@ -246,3 +246,10 @@ class TestTrustedPublishers:
             assert status(self.exchange, token, resource) == 400
         for nonsense in ("", "a.b", "a.b.c", "é.é.é", self.jwt() + "x", self.jwt().rpartition(".")[0] + "."):
             assert status(self.exchange, nonsense) == 400
+
+    def test_without_public_keys_the_claims_alone_decide(self, tmp_path: Path):
+        with running(tmp_path / "other", publishers=[oidc.parse("acme/model=octo/recipes")]) as self.hub:
+            forger = rsa.generate_private_key(65537, 2048)
+            assert self.exchange(self.jwt(forger))["access_token"]
+            for changes in ({"repository": "octo/fork"}, {"exp": time.time() - 1000}, {"aud": "x"}, {"iss": "x"}):
+                assert status(self.exchange, self.jwt(forger, **changes)) == 400

@@ -173,6 +173,12 @@ def test_the_command_says_what_is_wrong_with_its_options(tmp_path: Path, hub: Se
         run("--port", str(hub.port))
     with pytest.raises(DestinationError, match="Cannot serve"):
         run("--port", "0", "--jwks", str(tmp_path / "nowhere.json"))
+    (tmp_path / "jwks.json").write_text("[]")
+    with pytest.raises(UsageError, match="not a JWKS"):
+        run("--port", "0", "--jwks", str(tmp_path / "jwks.json"))
+    (tmp_path / "hub" / "tokens.json").write_text('{"tokens": [{"name": "bob"}]}')
+    with pytest.raises(DestinationError, match=r"tokens\.json is not a list of tokens"):
+        run("--port", "0")
     (tmp_path / "file").touch()
     with pytest.raises(DestinationError, match="cannot be used"):
         cli.run(parser.parse_args(["--port", "0", "--root", os.fspath(tmp_path / "file")]))
