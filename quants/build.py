@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from merge.errors import DestinationError, MoergeError, UsageError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
-from quants.filetypes import FILE_TYPES, FileType, quantised_bytes
+from quants.filetypes import FILE_TYPES, FileType, tensor_bytes
 from quants.layout import Layout, gguf_layout
 from quants.metadata import ModelInfo, gguf_metadata
 from quants.proof import Generation, generate
@@ -59,7 +58,7 @@ def quantize(
     types: Sequence[str],
     info: ModelInfo,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     prove: bool = True,
     threads: int | None = None,
 ) -> list[QuantFile]:
@@ -67,7 +66,7 @@ def quantize(
 
     `config` and `tensors` describe the checkpoint in its family's Hub layout (a plan's output, or
     merge.evaluate.checkpoint_expressions); the tokenizer's files are in `tokenizer_folder`. `progress` is called with the
-    bytes written and the bytes of all files. `prove` loads each file in llama.cpp and generates; a file that fails is
+    bytes of tensor data written since its last call, data_bytes in all. `prove` loads each file in llama.cpp and generates; a file that fails is
     removed. Raises SourceError, DestinationError or ProofError.
     """
     chosen = file_types(types)
@@ -83,8 +82,7 @@ def quantize(
         for path, file_type in zip(paths, chosen, strict=True)
     ]
     started = time.monotonic()
-    total = sum(quantised_bytes(file_type, layout.shapes, layout.model) for file_type in chosen)
-    write_ggufs(layout, evaluator, targets, _counter(total, progress), threads)
+    write_ggufs(layout, evaluator, targets, progress, threads)
     seconds = time.monotonic() - started
     return [_finished(target, seconds, prove, threads) for target in targets]
 
@@ -94,9 +92,16 @@ def embedding_rows(layout: Layout) -> int:
     return layout.shapes["token_embd.weight"][0]
 
 
-def parameters(layout: Layout) -> int:
-    """Number of weights of the model."""
-    return sum(math.prod(shape) for shape in layout.shapes.values())
+def data_bytes(layout: Layout, types: Sequence[str]) -> int:
+    """Bytes of tensor data in the files of `types` together."""
+    return sum(tensor_bytes(kind, shape) for kind, shape in _stored(layout, types))
+
+
+def _stored(layout: Layout, types: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor of every file."""
+    for file_type in file_types(types):
+        chosen = layout.types(file_type)
+        yield from ((chosen[name], shape) for name, shape in layout.shapes.items())
 
 
 def _finished(target: Target, seconds: float, prove: bool, threads: int | None) -> QuantFile:
@@ -111,17 +116,3 @@ def _finished(target: Target, seconds: float, prove: bool, threads: int | None) 
     except OSError as error:
         raise DestinationError(f"{target.path}: cannot be read back ({error.strerror})") from None
     return QuantFile(target.path, target.file_type.name, size, seconds, digest, proof)
-
-
-def _counter(total: int, progress: Callable[[int, int], None] | None) -> Progress | None:
-    """Adds up what is written and passes it on."""
-    if progress is None:
-        return None
-    written = 0
-
-    def count(nbytes: int) -> None:
-        nonlocal written
-        written += nbytes
-        progress(written, total)
-
-    return count

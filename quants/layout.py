@@ -23,7 +23,6 @@ from quants.filetypes import (
     file_order,
     padded,
     quantised_bytes,
-    tensor_bytes,
     tensor_types,
 )
 
@@ -68,10 +67,18 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
-    """A small float32 vector that follows from the configuration alone."""
+class RopeFactors:
+    """Llama 3.1's rotary scaling as one divisor per frequency: float32, shape (head size / 2).
 
-    values: tuple[float, ...]
+    Wavelengths over `context / low` are stretched by `factor`, those under `context / high` not, those between in part.
+    """
+
+    head_size: int
+    theta: float
+    factor: float
+    low: float
+    high: float
+    context: float
 
     @property
     def dtype(self) -> str:
@@ -79,10 +86,10 @@ class Values:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.values),)
+        return (self.head_size // 2,)
 
 
-GgufExpr = Expr | Permute | Stack | Values
+GgufExpr = Expr | Permute | Stack | RopeFactors
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,11 @@ class Layout:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {tensor.name: tensor.expr.shape for tensor in self.tensors}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(tensor.expr.shape) for tensor in self.tensors)
 
     def types(self, file_type: FileType) -> dict[str, str]:
         """The type of each tensor in a file of `file_type`."""
@@ -143,12 +155,6 @@ def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[s
     listing = sum(8 + len(name) + 4 + 8 * len(shape) + 4 + 8 for name, shape in shapes.items())
     metadata = padded(listing + VOCABULARY_BYTES * int(config.get("vocab_size", 0)))
     return {name: metadata + quantised_bytes(FILE_TYPES[name], shapes, layout.model) for name in types}
-
-
-def tensor_data_bytes(layout: Layout, file_type: FileType) -> dict[str, int]:
-    """Bytes of each tensor's data, without padding."""
-    types = layout.types(file_type)
-    return {name: tensor_bytes(types[name], shape) for name, shape in layout.shapes.items()}
 
 
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
@@ -197,8 +203,8 @@ def llama_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
         new_name = names.get_name(f"layers.{layer_index}.feed_forward.experts.{weight}.weight", (".weight",))
         assert new_name is not None
         found[new_name] = stacked
-    if factors := _llama3_rope_factors(config):
-        found["rope_freqs.weight"] = Values(factors)
+    if factors := _rope_factors(config):
+        found["rope_freqs.weight"] = factors
     _require_all(found, layers, experts, tied=bool(config.get("tie_word_embeddings")))
     ordered = tuple(GgufTensor(name, found[name]) for name in sorted(found, key=file_order))
     return Layout("llama", ordered, ModelShape(layers, experts, heads, kv_heads))
@@ -217,6 +223,9 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = config[key]
     if "rope_type" not in found and "type" in found:
         found["rope_type"] = found["type"]
+    # transformers' own default, for the kinds of scaling that have the entry.
+    if str(found.get("rope_type")).lower() in ("llama3", "yarn"):
+        found.setdefault("original_max_position_embeddings", config.get("max_position_embeddings", 8192))
     return found
 
 
@@ -240,33 +249,19 @@ def _kv_heads(config: Mapping[str, Any], tensors: Tensors, heads: int) -> int:
     return int(from_shape)
 
 
-def _llama3_rope_factors(config: Mapping[str, Any]) -> tuple[float, ...]:
-    """Llama 3.1's rotary scaling as one divisor per frequency; empty for other kinds of scaling.
-
-    Source: transformers' modeling_rope_utils, `llama3`. The frequencies are computed in float32, as there.
-    """
+def _rope_factors(config: Mapping[str, Any]) -> RopeFactors | None:
+    """The factors that a GGUF file has as a tensor; None for other kinds of rotary scaling, which it has as numbers."""
     rope = rope_parameters(config)
     if str(rope.get("rope_type")).lower() != "llama3":
-        return ()
-    import numpy as np
-
-    size = head_size(config)
-    base = np.float32(rope.get("rope_theta", 10000.0))
-    factor = rope.get("factor", 8.0)
-    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
-    context = rope.get("original_max_position_embeddings", 8192)
-    frequencies = 1.0 / base ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
-    factors = []
-    for frequency in frequencies:
-        wavelength = np.float32(2 * math.pi) / frequency
-        if wavelength < context / high:
-            factors.append(1.0)
-        elif wavelength > context / low:
-            factors.append(float(factor))
-        else:
-            smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
-            factors.append(float(1 / ((1 - smooth) / np.float32(factor) + smooth)))
-    return tuple(factors)
+        return None
+    return RopeFactors(
+        head_size=head_size(config),
+        theta=float(rope.get("rope_theta", 10000.0)),
+        factor=float(rope.get("factor", 8.0)),
+        low=float(rope.get("low_freq_factor", 1.0)),
+        high=float(rope.get("high_freq_factor", 4.0)),
+        context=float(rope["original_max_position_embeddings"]),
+    )
 
 
 def _require_all(found: Mapping[str, object], layers: int, experts: int, tied: bool) -> None:

@@ -27,7 +27,8 @@ def main() -> None:
     params.no_extra_bufts = True
     params.warmup = False
     params.fit_params = False
-    params.endpoint_slots = False
+    # Above nine, the answer holds the ids of all tokens: those with probabilities lack the ones that end inside a character.
+    params.verbosity = 10
     started = time.monotonic()
     server = xllamacpp.Server(params)
     loaded = time.monotonic()
@@ -37,6 +38,7 @@ def main() -> None:
             "max_tokens": task["tokens"],
             "temperature": 0,
             "logprobs": 1,
+            "return_tokens": True,
             "ignore_eos": task["past_the_end"],
         }
     )

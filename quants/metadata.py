@@ -153,13 +153,15 @@ def _add_info(writer: Any, info: ModelInfo, layout: Layout) -> None:
 
 def _add_numbers(writer: Any, config: Mapping[str, Any]) -> None:
     """llama.*: the sizes and constants of the model. `config` has its defaults filled in."""
-    numbers: tuple[tuple[str, Callable[[Any], None]], ...] = (
+    sizes: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("num_hidden_layers", writer.add_block_count),
         ("max_position_embeddings", writer.add_context_length),
         ("hidden_size", writer.add_embedding_length),
         ("intermediate_size", writer.add_feed_forward_length),
         ("num_attention_heads", writer.add_head_count),
         ("num_key_value_heads", writer.add_head_count_kv),
+    )
+    constants: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("rms_norm_eps", writer.add_layer_norm_rms_eps),
         ("num_local_experts", writer.add_expert_count),
         ("num_experts_per_tok", writer.add_expert_used_count),
@@ -167,11 +169,14 @@ def _add_numbers(writer: Any, config: Mapping[str, Any]) -> None:
         ("head_dim", writer.add_value_length),
         ("vocab_size", writer.add_vocab_size),
     )
-    for key, add in numbers:
+    for key, add in sizes:
+        if (value := config.get(key)) is not None:
+            add(value)
+    _add_rope(writer, rope_parameters(config))
+    for key, add in constants:
         if (value := config.get(key)) is not None:
             add(value)
     writer.add_rope_dimension_count(head_size(config))
-    _add_rope(writer, rope_parameters(config))
 
 
 def _add_rope(writer: Any, rope: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,15 +20,20 @@ PROMPT = "The capital of France is"
 TOKENS = 16
 # Seconds until a proof is given up: loading 50 GB from a slow disk takes a while.
 TIMEOUT = 1800.0
+# How llama.cpp marks the lines of its log that are errors: seconds, E, what.
+_ERROR = re.compile(r"^[\d.]+ E (.+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What llama.cpp generated: text, token ids with the natural log of their probabilities, and seconds taken."""
+    """What llama.cpp generated: text, token ids, the natural log of their probabilities, and seconds taken.
+
+    A probability is None where a token ends inside a character of several bytes: llama.cpp does not tell it then.
+    """
 
     text: str
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float | None, ...]
     prompt_tokens: int
     load_seconds: float
     generate_seconds: float
@@ -78,32 +84,29 @@ def generate(
 
 
 def _generation(path: Path, answer: dict[str, Any]) -> Generation:
+    response = answer["response"]
     try:
-        choice = answer["response"]["choices"][0]
-        content = choice["logprobs"]["content"]
-        logprobs = tuple(math.nan if entry["logprob"] is None else float(entry["logprob"]) for entry in content)
-        found = Generation(
-            text=choice["text"],
-            tokens=tuple(int(entry["id"]) for entry in content),
-            logprobs=logprobs,
-            prompt_tokens=int(answer["response"]["usage"]["prompt_tokens"]),
-            load_seconds=answer["load"],
-            generate_seconds=answer["generate"],
-        )
+        choice = response["choices"][0]
+        tokens = tuple(map(int, response["__verbose"]["tokens"]))
+        told = [(entry["id"], entry["logprob"]) for entry in (choice["logprobs"] or {"content": []})["content"]]
+        text, prompt_tokens = choice["text"], int(response["usage"]["prompt_tokens"])
     except (KeyError, IndexError, TypeError):
-        said = json.dumps(answer.get("response"))[:300]
+        said = json.dumps(response)[:300]
         raise ProofError(f"{path}: llama.cpp loaded it but did not generate ({said})") from None
-    if not found.tokens:
+    if not tokens:
         raise ProofError(f"{path}: llama.cpp loaded it but generated nothing")
-    if not all(map(math.isfinite, found.logprobs)):
+    if any(logprob is None or not math.isfinite(logprob) for _, logprob in told):  # JSON has no NaN: it comes as null
         raise ProofError(f"{path}: the probabilities it generates with are not finite, so its weights are damaged")
-    return found
+    logprobs: list[float | None] = []
+    for token in tokens:
+        logprobs.append(told.pop(0)[1] if told and told[0][0] == token else None)
+    return Generation(text, tokens, tuple(logprobs), prompt_tokens, answer["load"], answer["generate"])
 
 
 def _why(finished: subprocess.CompletedProcess[str]) -> str:
-    """The last thing said that names an error, or how the process ended."""
+    """The first thing that llama.cpp reports as an error, or how the process ended."""
     if finished.returncode < 0:
         return f"the process was ended by {signal.Signals(-finished.returncode).name}"
     lines = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "missing" in line.lower()]
-    return (telling or lines or ["no message"])[0][:300]
+    errors = [found[1] for line in lines if (found := _ERROR.search(line))]
+    return (errors or lines[-1:] or ["no message"])[0][:300]

@@ -7,7 +7,7 @@ import math
 import torch
 
 from merge.evaluate import Evaluator
-from quants.layout import GgufExpr, Permute, Stack, Values
+from quants.layout import GgufExpr, Permute, RopeFactors, Stack
 
 
 def row_count(x: GgufExpr) -> int:
@@ -18,8 +18,8 @@ def row_count(x: GgufExpr) -> int:
 def rows(evaluator: Evaluator, x: GgufExpr, start: int, stop: int) -> torch.Tensor:
     """Rows start..stop of `x` in its own dtype: shape (stop - start, row length)."""
     match x:
-        case Values():
-            return torch.tensor(x.values, dtype=torch.float32).view(1, -1)[start:stop]
+        case RopeFactors():
+            return _rope_factors(x)[start:stop]
         case Stack():
             each = row_count(x.xs[0])
             parts = []
@@ -50,3 +50,13 @@ def _permuted(evaluator: Evaluator, x: Permute, start: int, stop: int) -> torch.
     heads = evaluator.flat(x.x, first * size * length, last * size * length)
     reordered = heads.view(last - first, 2, size // 2, length).transpose(1, 2).reshape(-1, length)
     return reordered[start - first * size : stop - first * size]
+
+
+def _rope_factors(x: RopeFactors) -> torch.Tensor:
+    """Shape (1, head size / 2). Source: transformers' modeling_rope_utils, `llama3`; float32 as there."""
+    frequencies = 1.0 / (x.theta ** (torch.arange(0, x.head_size, 2, dtype=torch.float32) / x.head_size))
+    wavelengths = 2 * math.pi / frequencies
+    smooth = (x.context / wavelengths - x.low) / (x.high - x.low)
+    between = 1 / ((1 - smooth) / x.factor + smooth)
+    stretched = torch.where(wavelengths > x.context / x.low, x.factor, between)
+    return torch.where(wavelengths < x.context / x.high, 1.0, stretched).view(1, -1)

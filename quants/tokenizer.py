@@ -91,14 +91,13 @@ class Vocabulary:
             writer.add_token_merges(special.merges)
         for kind, token_id in special.special_token_ids.items():
             getattr(writer, f"add_{kind}_token_id")(token_id)
-        adds = dict(special.add_special_token)
-        if self.add_bos is not None:
-            adds["bos"] = self.add_bos
-        for kind, value in adds.items():
-            if kind in ("bos", "eos", "sep"):  # the kinds that llama.cpp has a key for
+        for kind, value in special.add_special_token.items():
+            if kind in ("bos", "eos", "sep") and (kind != "bos" or self.add_bos is None):  # what llama.cpp has keys for
                 getattr(writer, f"add_add_{kind}_token")(value)
         if special.chat_template is not None:
             writer.add_chat_template(special.chat_template)
+        if self.add_bos is not None:
+            writer.add_add_bos_token(self.add_bos)
 
 
 def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
