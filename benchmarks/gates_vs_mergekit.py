@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import re
 import subprocess
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MODES = ("hidden", "hidden_avg", "cheap_embed")
 PEER = ("torch==2.13.0", "mergekit==0.1.5")
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+# Of so many runs the fastest counts: the others were disturbed.
+REPEATS = 3
 HEADING = "## Gates against mergekit"
 # Prompts of one word and of sentences, of unequal length (padding), with and without negative ones.
 EXPERTS = (
@@ -53,12 +56,15 @@ EXPERTS = (
 PEER_RUN = """
 import json, sys, time
 import mergekit.scripts.moe as moe
-recipe, out, seconds = sys.argv[1:]
+recipe, out, seconds, REPEATS = *sys.argv[1:4], int(sys.argv[4])
 inner = moe.get_gate_params
 def timed(*args, **kwargs):
-    started = time.perf_counter()
-    gates = inner(*args, **kwargs)
-    json.dump(time.perf_counter() - started, open(seconds, "w"))
+    best = float("inf")
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        gates = inner(*args, **kwargs)
+        best = min(best, time.perf_counter() - started)
+    json.dump(best, open(seconds, "w"))
     return gates
 moe.get_gate_params = timed
 moe.main([recipe, out, "--device", "cpu"])
@@ -85,6 +91,7 @@ def main() -> int:
     args = parser.parse_args()
     python = peer_environment(args.peer or ROOT / "build" / "peers" / "mergekit")
     folders = make_models(args.models.resolve())
+    load = os.getloadavg()[0]  # of other work: the peer's runs are ours
     rows = []
     for mode in MODES:
         peers, peer_seconds = peer_gates(python, mode, folders)
@@ -92,7 +99,7 @@ def main() -> int:
         cosines = torch.nn.functional.cosine_similarity(ours, peers, dim=-1)  # (L, E)
         rows.append(Row(mode, float(cosines.min()), float(cosines.median()), our_seconds, peer_seconds))
         print(rows[-1], flush=True)
-    write_section(rows, tuple(cosines.shape))
+    write_section(rows, tuple(cosines.shape), load)
     return 0 if all(row.lowest >= 0.999 for row in rows) else 1
 
 
@@ -116,7 +123,7 @@ def peer_gates(python: Path, mode: str, folders: dict[str, Path]) -> tuple[torch
         base = str(folders[EXPERTS[0][0]])
         # JSON is YAML; dtype as the sources'.
         recipe.write_text(json.dumps({"base_model": base, "gate_mode": mode, "dtype": "bfloat16", "experts": experts}))
-        subprocess.run([python, "-c", PEER_RUN, recipe, out, seconds], check=True, capture_output=True)
+        subprocess.run([python, "-c", PEER_RUN, recipe, out, seconds, str(REPEATS)], check=True, capture_output=True)
         gates: dict[int, torch.Tensor] = {}
         for file in out.glob("*.safetensors"):
             with safe_open(file, framework="pt") as tensors:
@@ -130,14 +137,16 @@ def our_gates(mode: str, folders: dict[str, Path]) -> tuple[torch.Tensor, float]
     """Our routers (L, E, H), float64, and the seconds they took."""
     base = folders[EXPERTS[0][0]]
     prompts = [ExpertPrompts(tuple(positive), tuple(negative)) for _, positive, negative in EXPERTS]
-    started = time.perf_counter()
-    tensors, config, evaluator = checkpoint_expressions(base)
-    gates = calibrate(mode, prompts, config, tensors, evaluator, base, seed=0, device="cpu")
-    seconds = time.perf_counter() - started
+    seconds = math.inf
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        tensors, config, evaluator = checkpoint_expressions(base)
+        gates = calibrate(mode, prompts, config, tensors, evaluator, base, seed=0, device="cpu")
+        seconds = min(seconds, time.perf_counter() - started)
     return torch.stack([gates[layer] for layer in range(len(gates))]).double(), seconds
 
 
-def write_section(rows: list[Row], shape: tuple[int, ...]) -> None:
+def write_section(rows: list[Row], shape: tuple[int, ...], load: float) -> None:
     """Put the results into benchmarks/RESULTS.md, in the place of the section of an earlier run."""
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
@@ -145,7 +154,7 @@ def write_section(rows: list[Row], shape: tuple[int, ...]) -> None:
         "",
         f"`python benchmarks/gates_vs_mergekit.py`, {today}, {machine()}. Against the router tensors that mergekit 0.1.5",
         f"writes, in bfloat16, for SmolLM2-135M: cosine of each row, {shape[0]} layers x {shape[1]} experts. Seconds are of",
-        "the gates alone, the loading of the model included; one run each.",
+        f"the gates alone, the loading of the model included; the fastest of {REPEATS} runs; load by other work {load:.1f}.",
         "",
         "| gate_mode | lowest cosine | median cosine | moerge, s | mergekit, s |",
         "|---|---|---|---|---|",
