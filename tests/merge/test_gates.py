@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
+from bot.cli import main
 from merge import gates as gates_module
 from merge.errors import SourceError
 from merge.evaluate import Evaluator, checkpoint_expressions
@@ -369,15 +370,6 @@ def test_an_unknown_mode_is_a_mistake_of_the_caller(base: Path) -> None:
         calibrated(base, "hiden")
 
 
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[str]], int]:
-    """The command line."""
-    import bot.cli
-
-    monkeypatch.setattr(bot.cli, "COMMANDS", ("gates",))
-    return bot.cli.main
-
-
 def recipe_file(base: Path, folder: Path, mode: str = "hidden") -> Path:
     path = folder / "small.yaml"
     experts = [
@@ -394,7 +386,7 @@ def recipe_file(base: Path, folder: Path, mode: str = "hidden") -> Path:
 
 @pytest.mark.parametrize("mode", ["hidden", "cheap_embed", "random"])
 def test_the_gates_command_prints_a_report_and_writes_the_gates_it_is_asked_for(
-    mode: str, main: Callable[[Sequence[str]], int], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gates.safetensors"
     assert main(["gates", str(recipe_file(base, tmp_path, mode)), "--device", "cpu", "--out", str(out)]) == 0
@@ -408,7 +400,7 @@ def test_the_gates_command_prints_a_report_and_writes_the_gates_it_is_asked_for(
 
 
 def test_the_gates_command_names_the_prompt_that_is_too_long(
-    main: Callable[[Sequence[str]], int], tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe_file(base, tmp_path)
     path.write_text(path.read_text().replace("bonjour", "bonjour" * 10))
