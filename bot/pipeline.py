@@ -11,10 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cards.render import write_cards
-
 from bot.preview import plan_recipe
 from bot.state import State, locked, stage_key
+from cards.render import write_cards
 from evals.results import (
     REPORT,
     ExpertUsed,
@@ -174,6 +173,8 @@ class _Build:
             tags=recipe.release.tags,
             title=recipe.card.title,
             description=recipe.card.description,
+            private=recipe.release.private,
+            version=recipe.release.version,
             base=plan.sources[plan.base].name,
             sources=tuple(
                 SourceUsed(
@@ -293,23 +294,16 @@ def model_info(loaded: LoadedRecipe, plan: MergePlan) -> ModelInfo:
 def _quantised(model: Path, folder: Path, name: str, types: list[str], info: ModelInfo) -> list[QuantMade]:
     """Make and prove GGUF files. They get their place in `folder` only when all of them are proven."""
     from merge.evaluate import checkpoint_expressions
-    from quants.build import quantize
+    from quants.build import data_bytes, quantize
+    from quants.layout import gguf_layout
     from quants.proof import PROMPT
 
     tensors, config, evaluator = checkpoint_expressions(model)
     weights = sum(elements(x) for x in tensors.values())
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with progress(f"gguf ({', '.join(types)})", 100, unit="%") as shown:
-        said = 0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal said
-            percent = 100 * done // max(total, 1)
-            shown.advance(percent - said)
-            said = percent
-
-        made = quantize(config, tensors, evaluator, model, partial, name, types, info, progress=advance)
+    with progress(f"gguf ({', '.join(types)})", data_bytes(gguf_layout(config, tensors), types)) as shown:
+        made = quantize(config, tensors, evaluator, model, partial, name, types, info, progress=shown.advance)
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for file in made:

@@ -56,6 +56,9 @@ def _finish(target: Path, make) -> None:  # type: ignore[no-untyped-def]
 def _make_base(cache: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     gguf = _gguf(cache)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

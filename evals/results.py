@@ -102,6 +102,8 @@ class Report:
     tags: tuple[str, ...]
     title: str | None
     description: str | None
+    private: bool
+    version: str | None
     base: str
     sources: tuple[SourceUsed, ...]
     experts: tuple[ExpertUsed, ...]

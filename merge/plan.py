@@ -186,10 +186,13 @@ class _Planner:
         return self.loaded.line("experts", index, "source_model")
 
     def places(self) -> Iterator[tuple[Checkpoint, int | None]]:
-        """Each source with the line that names it."""
+        """Each source once, with the line that names it first."""
         yield self.base, self.loaded.line("base_model")
+        seen = {self.base.key}
         for index, checkpoint in enumerate(self.experts):
-            yield checkpoint, self.expert_line(index)
+            if checkpoint.key not in seen:
+                seen.add(checkpoint.key)
+                yield checkpoint, self.expert_line(index)
 
     # ---------------------------------------------------------------------------------------- the models and their headers
 
@@ -215,8 +218,6 @@ class _Planner:
     def dense_models(self, family: Family) -> tuple[DenseModel, list[DenseModel]]:
         models: dict[str, DenseModel] = {}
         for checkpoint, line in self.places():
-            if checkpoint.key in models:
-                continue
             model_type = checkpoint.config.get("model_type")
             if checkpoint.config.get("auto_map"):
                 self.add(f.CustomCode(line, model=checkpoint.name))
@@ -298,18 +299,16 @@ class _Planner:
     def check_places(self, family: Family, base: DenseModel, tensors: dict[str, TensorInfo]) -> None:
         """Every tensor of the base goes somewhere, and no expert has one in its MLP that could not."""
         for checkpoint, line in self.places():
-            # The expected tensors cover a source without headers; what else the headers name must have a place too.
-            names = (
-                {*tensors, *(checkpoint.tensors or {})} if checkpoint is self.base else set(checkpoint.tensors or {})
-            )
-            for name in sorted(names):
+            stored = set(checkpoint.tensors or {})
+            if checkpoint is self.base:
+                stored |= tensors.keys()  # what its config means, where it has no headers
+            else:
+                stored = {name for name in stored if ".mlp." in name}
+            for name in sorted(stored):
                 is_mlp_weight = ".mlp." in name and name.endswith(".weight") and name.split(".")[-2] in MLP_PARTS
-                relevant = checkpoint is self.base or ".mlp." in name
-                if relevant and not is_mlp_weight and not base.is_ignored(name):
-                    known = family.keeps(name) and (name in tensors or checkpoint is not self.base)
-                    if not known:
-                        self.add(f.TensorWithoutPlace(line, tensor=name, model=checkpoint.name, family=family.TITLE))
-                        break
+                if not (is_mlp_weight or base.is_ignored(name) or (family.keeps(name) and name in tensors)):
+                    self.add(f.TensorWithoutPlace(line, tensor=name, model=checkpoint.name, family=family.TITLE))
+                    break
 
     # ------------------------------------------------------------------------------------------------------- the result
 

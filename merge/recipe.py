@@ -256,7 +256,7 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
         yield f.NotSupportedYet(document.line(("shared_experts",)), key="shared_experts", hint=hint)
     for section, key in (
         ("router", "expand"), ("router", "prompts_file"), ("router", "regularisation"),
-        ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
+        ("release", "collection"), ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
         ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
     ):  # fmt: skip
         if getattr(getattr(recipe, section), key) is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from merge import __version__
 from merge.errors import MoergeError
 
-COMMANDS = ("preview", "merge", "build", "schema")
+COMMANDS = ("preview", "build", "publish", "merge", "gates", "quantize", "schema", "hub")
 CRASH = 5
 
 

@@ -101,8 +101,11 @@ class ObjectStore:
 
     def size(self, oid: str) -> int:
         """Bytes in an object, read from its header alone."""
+        inflate, head = zlib.decompressobj(), b""
         with self._path(oid).open("rb") as file:
-            head = zlib.decompressobj().decompress(file.read(_HEADER_BYTES), _HEADER_BYTES)
+            # How many compressed bytes come before the first plain one depends on the content's code table.
+            while b"\0" not in head and (piece := file.read(_HEADER_BYTES)):
+                head += inflate.decompress(inflate.unconsumed_tail + piece, _HEADER_BYTES)
         return int(head.partition(b"\0")[0].split(b" ")[1])
 
     def pointer(self, oid: str) -> Pointer | None:
