@@ -171,6 +171,8 @@ def llama_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
     """
     from gguf import MODEL_ARCH, get_tensor_name_map
 
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise SourceError(f"config.json has hidden_act {activation!r}; llama.cpp computes this architecture with silu")
     layers = _number(config, "num_hidden_layers")
     heads = _number(config, "num_attention_heads")
     experts = int(config.get("num_local_experts") or 0) if config["model_type"] == "mixtral" else 0

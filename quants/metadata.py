@@ -68,7 +68,10 @@ def folder_info(folder: Path, name: str | None = None, parameters: int = 0) -> M
     import gguf
 
     _check_front_matter(folder / "README.md")
-    found = gguf.Metadata.load(None, folder, name, parameters)
+    try:
+        found = gguf.Metadata.load(None, folder, name, parameters)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{folder}: its card or configuration cannot be understood ({error!r})") from error
     return ModelInfo(
         name=found.name or folder.name,
         author=_text(found.author),
@@ -184,12 +187,14 @@ def _add_rope(writer: Any, rope: Mapping[str, Any]) -> None:
     import gguf
 
     kind = str(rope.get("rope_type", "default")).lower()
-    if kind == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if kind in ("default", "llama3"):  # llama3's factors are a tensor
+        pass
+    elif kind not in ("linear", "yarn"):
+        raise SourceError(f"config.json asks for rotary scaling of type {kind!r}, which a GGUF file cannot say")
+    else:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR if kind == "linear" else gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif kind == "yarn":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         attention = rope.get("attention_factor", rope.get("attn_factor"))
         for value, add in (
@@ -200,8 +205,6 @@ def _add_rope(writer: Any, rope: Mapping[str, Any]) -> None:
         ):
             if value is not None:
                 add(value)
-    elif kind not in ("default", "llama3"):  # llama3's factors are a tensor
-        raise SourceError(f"config.json asks for rotary scaling of type {kind!r}, which the GGUF would not have")
     if (theta := rope.get("rope_theta")) is not None:
         writer.add_rope_freq_base(theta)
 
@@ -210,7 +213,10 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with what it leaves out as transformers' own configuration class has it."""
     from transformers import CONFIG_MAPPING
 
-    filled: dict[str, Any] = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).to_dict()
+    try:
+        filled: dict[str, Any] = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).to_dict()
+    except Exception as error:  # transformers raises whatever the values provoke
+        raise SourceError(f"config.json is not one that transformers takes: {error}") from error
     return filled
 
 

@@ -106,6 +106,13 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     Rows without a token become `[PADn]`. Raises SourceError where there is no tokenizer, where it is larger than the
     embedding, or of a kind that llama.cpp (or we) do not know.
     """
+    try:
+        return _read(folder, vocab_size)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SourceError(f"{folder}: the tokenizer's files are not as they should be ({error!r})") from error
+
+
+def _read(folder: Path, vocab_size: int) -> Vocabulary:
     config = _json(folder / "tokenizer_config.json")
     prefix = config.get("add_prefix_space")
     if (folder / "tokenizer.model").is_file():

@@ -24,8 +24,8 @@ from quants.kernels import encode
 from quants.layout import GgufTensor, Layout
 from quants.rows import row_count, rows
 
-# Elements that one thread takes at a time: 16 MiB as float32, so that memory is flat and the last thread done is not late.
-TASK_ELEMENTS = 4 << 20
+# Elements that one thread takes at a time: 4 MiB as float32, so that memory is flat even with a hundred threads.
+TASK_ELEMENTS = 1 << 20
 
 # Called with the bytes written since the last call.
 Progress = Callable[[int], None]

@@ -140,6 +140,19 @@ def test_front_matter_with_aliases_is_refused(tmp_path: Path) -> None:
         folder_info(folder)
 
 
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [({"rope_type": "dynamic", "factor": 2.0}, "'dynamic', which"), ({"rope_type": "linear"}, "factor")],
+)
+def test_rotary_scaling_that_a_file_cannot_say_is_refused(rope: dict[str, Any], message: str, tmp_path: Path) -> None:
+    found = config(num_hidden_layers=1, vocab_size=PIECES)
+    folder = write_model(tmp_path / "Tiny", found)
+    tensors, _, evaluator = checkpoint_expressions(folder)
+    found["rope_parameters"] = {"rope_theta": 10000.0, **rope}
+    with pytest.raises(SourceError, match=message):
+        quantize(found, tensors, evaluator, folder, tmp_path / "out", "Tiny", ["BF16"], ModelInfo("Tiny"))
+
+
 def test_wrong_calls_are_refused_before_any_work(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "Tiny", config(num_hidden_layers=1, vocab_size=PIECES))
     with pytest.raises(UsageError, match="Q4_K_M"):

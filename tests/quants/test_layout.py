@@ -74,6 +74,11 @@ def test_other_families_are_refused_by_name() -> None:
         gguf_layout(config(model_type="gpt_neox"), headers(config()))
 
 
+def test_what_llama_cpp_would_compute_otherwise_is_refused() -> None:
+    with pytest.raises(SourceError, match="gelu"):
+        gguf_layout(config(hidden_act="gelu"), headers(config()))
+
+
 def test_wrong_head_counts_are_refused() -> None:
     with pytest.raises(SourceError, match="key-value heads"):
         gguf_layout(config(num_key_value_heads=4), headers(config()))

@@ -64,6 +64,13 @@ def test_a_damaged_sentencepiece_model_is_an_error(raw: bytes) -> None:
         list(sentencepiece_pieces(raw, "tokenizer.model"))
 
 
+def test_damaged_settings_are_an_error(tmp_path: Path) -> None:
+    sentencepiece(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"x": {}}}))
+    with pytest.raises(SourceError, match="not as they should be"):
+        read_vocabulary(tmp_path, 512)
+
+
 def test_a_damaged_tokenizer_json_is_an_error(tmp_path: Path) -> None:
     byte_fallback(tmp_path)
     broken = json.loads((tmp_path / "tokenizer.json").read_text())
