@@ -38,12 +38,12 @@ def test_two_experts_like_the_base_speak_as_the_base(smollm2: Path, tmp_path: Pa
     gates = {layer: torch.randn(2, hidden, generator=random) for layer in range(layers)}
     info = folder_info(folder, "Twice SmolLM2")
     files = quantize(
-        config, tensors, Evaluator(evaluator.files, gates), folder, tmp_path, "Twice", ["BF16", "Q4_K_M"], info
+        config, tensors, Evaluator(evaluator.files, gates), folder, tmp_path, "Twice", ["BF16", "Q8_0"], info
     )
     prompt = "The capital of France is"
     ids = AutoTokenizer.from_pretrained(folder).encode(prompt)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for file, tolerance in zip(files, (0.1, 1.0), strict=True):
+    for file, tolerance in zip(files, (0.1, 0.3), strict=True):
         assert file.proof is not None
         said = generate(file.path, prompt, 8)
         assert said.prompt_tokens == len(ids)
