@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,24 +82,26 @@ def publish(
     api = HfApi(endpoint=endpoint, token=token)
     previous = _previous_lock(api, report.repo)
     tag = tag_name(report)
-    changes = []
+    built = {file.name: file.sha256 for file in (*report.files, *(quant.file for quant in report.quants))}
+    # Everything is read and compared before the first byte is sent.
+    targets = [
+        _Target(api, repo, files, previous.get(repo, ()), built) for repo, files in _targets(folder, report).items()
+    ]
     model_commit: str | None = None
-    targets = _targets(folder, report)
-    for repo, files in targets.items():
-        target = _Target(api, repo, files, previous.get(repo, ()), private=report.private, dry_run=dry_run)
-        commit = target.commit(_message(report))
-        if not dry_run:
-            target.tag(tag, commit)
-        changes.append(target.change)
-        model_commit = commit if repo == report.repo else model_commit
+    if not dry_run:
+        for target in targets:
+            target.create(private=report.private)
+        for target in targets:
+            model_commit = target.commit(_message(report))
+            target.tag(tag, model_commit)
     return Publication(
         repo=report.repo,
         url=f"{api.endpoint}/{report.repo}",
         commit=model_commit,
         gguf_repo=gguf_repository(report.repo) if len(targets) > 1 else None,
         tag=tag,
-        changed=any(not change.is_empty for change in changes),
-        repositories=tuple(changes),
+        changed=any(not target.change.is_empty for target in targets),
+        repositories=tuple(target.change for target in targets),
     )
 
 
@@ -143,13 +145,9 @@ def _targets(folder: Path, report: Report) -> dict[str, dict[str, Path | bytes]]
     model: dict[str, Path | bytes] = {file.name: folder / MODEL / file.name for file in report.files}
     model |= {"README.md": folder / MODEL / "README.md", RECIPE: report.recipe_text.encode()}
     quants: dict[str, Path | bytes] = {quant.file.name: folder / GGUF / quant.file.name for quant in report.quants}
-    known = {file.name: file for file in (*report.files, *(quant.file for quant in report.quants))}
-    for name, path in (model | quants).items():
-        if isinstance(path, Path):
-            if not path.is_file():
-                raise UsageError(f"{path}: the report lists it, but it is not there; run `moerge build` again")
-            if name in known and path.stat().st_size != known[name].bytes:
-                raise UsageError(f"{path}: not the file that was built; run `moerge build` again")
+    for path in (model | quants).values():
+        if isinstance(path, Path) and not path.is_file():
+            raise UsageError(f"{path}: the report lists it, but it is not there; run `moerge build` again")
     targets: dict[str, dict[str, Path | bytes]] = {}
     locked = {report.repo: {file.name: {"sha256": file.sha256, "bytes": file.bytes} for file in report.files}}
     if quants:
@@ -169,23 +167,22 @@ class _Target:
         repo: str,
         files: dict[str, Path | bytes],
         ours: Sequence[str],
-        *,
-        private: bool,
-        dry_run: bool,
+        built: Mapping[str, str],
     ) -> None:
+        """`ours` are the files of the release before; `built` the SHA-256 of each file when it was built."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        self.api, self.repo, self.dry_run = api, repo, dry_run
-        if not dry_run:
-            with _writable(repo, api.endpoint):
-                api.create_repo(repo, private=private, exist_ok=True)
+        self.api, self.repo = api, repo
         self.parent, present = _remote_files(api, repo)
         additions: list[CommitOperationAdd] = []
         added, changed, unchanged = [], [], []
+        say(f"{repo}: comparing {len(files)} files")
         for name, content in sorted(files.items()):
-            say(f"{repo}: checking {name}")
             addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            digests = {addition.upload_info.sha256.hex(), _git_blob_id(content) if _is_small(content) else ""}
+            digest = addition.upload_info.sha256.hex()
+            if built.get(name, digest) != digest:
+                raise UsageError(f"{repo}/{name}: not the file that was built; run `moerge build` again")
+            digests = {digest, _git_blob_id(content) if _is_small(content) else ""}
             if name not in present:
                 added.append(name)
             elif present[name] not in digests:
@@ -200,9 +197,16 @@ class _Target:
         size = sum(addition.upload_info.size for addition in additions)
         self.change = RepositoryChange(repo, tuple(added), tuple(changed), tuple(removed), tuple(unchanged), size)
 
+    def create(self, *, private: bool) -> None:
+        """Make the repository where there is none."""
+        if self.parent is None:
+            with _writable(self.repo, self.api.endpoint):
+                self.api.create_repo(self.repo, private=private, exist_ok=True)
+                self.parent = self.api.model_info(self.repo).sha
+
     def commit(self, message: str) -> str | None:
-        """Upload, then commit everything at once. Returns the repository's commit afterwards (None in a dry run)."""
-        if self.dry_run or self.change.is_empty:
+        """Upload, then commit everything at once. Returns the repository's commit afterwards."""
+        if self.change.is_empty:
             return self.parent
         for addition in self.additions:
             if addition.upload_info.size >= 1 << 20:

@@ -1,0 +1,169 @@
+"""Publishing through the unmodified client to the embedded Hub: one commit a repository, nothing twice, nothing foreign lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+from bot.cli import main
+from bot.hub.server import Server, running
+from bot.publish import publish
+from evals.results import read_report
+from merge.errors import DestinationError, UsageError
+from tests.dense import recipe_text, save_dense
+
+REPO = "me/Tiny-2x1M"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished build; tests copy it."""
+    folder = tmp_path_factory.mktemp("build")
+    models = [save_dense(folder / f"m{n}", seed=n, hidden_size=256, intermediate_size=512) for n in range(2)]
+    release = {"repo": REPO, "quants": ["Q8_0"], "license": "apache-2.0", "version": "v1"}
+    (folder / "recipe.yaml").write_text(recipe_text(models[0], list(models), experts_per_token=1, release=release))
+    assert main(["build", str(folder / "recipe.yaml"), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def out(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "out"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def api(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    # The client's cache would carry files from one server to the next.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return HfApi(endpoint=hub.endpoint, token=hub.token())
+
+
+def test_a_release_is_one_commit_in_each_repository_and_a_tag(out: Path, hub: Server, api: HfApi) -> None:
+    publication = publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert publication.changed
+    assert (publication.repo, publication.gguf_repo, publication.tag) == (REPO, f"{REPO}-GGUF", "v1")
+    for repo in (REPO, f"{REPO}-GGUF"):
+        assert len(api.list_repo_commits(repo)) == 2  # the Hub's own first commit, and ours
+        [tag] = api.list_repo_refs(repo).tags
+        assert (tag.name, tag.target_commit) == ("v1", api.model_info(repo).sha)
+    files = set(api.list_repo_files(REPO))
+    assert {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "recipe.yaml",
+        "moerge.lock.json",
+        "tokenizer.json",
+    } <= files
+    assert {"README.md", "Tiny-2x1M-Q8_0.gguf"} <= set(api.list_repo_files(f"{REPO}-GGUF"))
+    local = Path(api.hf_hub_download(REPO, "model.safetensors"))
+    assert local.read_bytes() == (out / "model/model.safetensors").read_bytes()
+    card = ModelCard(Path(api.hf_hub_download(REPO, "README.md")).read_text())
+    assert card.data.license == "apache-2.0"
+
+
+def test_the_gguf_repository_is_committed_before_the_model(out: Path, hub: Server, api: HfApi) -> None:
+    publish(out, token=hub.token(), endpoint=hub.endpoint)
+    commits = [exchange.path for exchange in hub.log.all(containing="/commit/")]
+    assert [f"{REPO}-GGUF/" in path for path in commits] == [True, False]
+
+
+def test_a_second_publication_does_nothing_and_says_so(
+    out: Path, hub: Server, api: HfApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(out, token=hub.token(), endpoint=hub.endpoint)
+    before = {repo: api.model_info(repo).sha for repo in (REPO, f"{REPO}-GGUF")}
+    assert not publish(out, token=hub.token(), endpoint=hub.endpoint).changed
+    assert {repo: api.model_info(repo).sha for repo in before} == before
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(out: Path, hub: Server, api: HfApi) -> None:
+    publication = publish(out, token=hub.token(), endpoint=hub.endpoint, dry_run=True)
+    assert publication.changed
+    text = "\n".join(change.to_text() for change in publication.repositories)
+    assert "+ model.safetensors" in text
+    assert not api.repo_exists(REPO)
+    publish(out, token=hub.token(), endpoint=hub.endpoint)
+    (out / "model/README.md").write_text("changed\n")
+    again = publish(out, token=hub.token(), endpoint=hub.endpoint, dry_run=True)
+    assert [change.changed for change in again.repositories] == [(), ("README.md",)]
+
+
+def test_files_we_did_not_write_stay_and_ours_that_are_gone_are_removed(out: Path, hub: Server, api: HfApi) -> None:
+    publish(out, token=hub.token(), endpoint=hub.endpoint)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="imatrix.dat", repo_id=f"{REPO}-GGUF")
+    report = read_report(out / "report.json")
+    old = report.quants[0].file.name
+    value = json.loads((out / "report.json").read_text())
+    value["quants"][0]["file"]["name"] = "Tiny-2x1M-new.gguf"
+    (out / "report.json").write_text(json.dumps(value))
+    (out / "gguf" / old).rename(out / "gguf/Tiny-2x1M-new.gguf")
+    publication = publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert publication.repositories[0].removed == (old,)
+    assert set(api.list_repo_files(f"{REPO}-GGUF")) >= {"imatrix.dat", "Tiny-2x1M-new.gguf"}
+    assert old not in api.list_repo_files(f"{REPO}-GGUF")
+    assert "notes.txt" in api.list_repo_files(REPO)
+
+
+def test_what_cannot_be_published_is_one_sentence(out: Path, hub: Server, api: HfApi) -> None:
+    reader = hub.token("someone", "read")
+    stranger = hub.token("someone", "write", ["someone"])
+    for token, sentence in (
+        ("hf_wrong", "does not know the token"),
+        (reader, "no right to write"),
+        (stranger, "no right to write"),
+    ):
+        with pytest.raises(DestinationError, match=sentence):
+            publish(out, token=token, endpoint=hub.endpoint)
+    assert not api.repo_exists(REPO)
+    with pytest.raises(DestinationError, match="cannot be reached"):
+        publish(out, token=hub.token(), endpoint="http://127.0.0.1:9")
+
+
+def test_a_build_that_is_not_whole_is_not_published(out: Path, tmp_path: Path, hub: Server) -> None:
+    with pytest.raises(UsageError, match="moerge build"):
+        publish(tmp_path / "nowhere", endpoint=hub.endpoint)
+    (out / "model/config.json").unlink()
+    with pytest.raises(UsageError, match="it is not there"):
+        publish(out, token=hub.token(), endpoint=hub.endpoint)
+
+
+def test_a_file_that_changed_since_the_build_is_not_published(out: Path, hub: Server, api: HfApi) -> None:
+    weights = out / "model/model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(UsageError, match="not the file that was built"):
+        publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert not api.repo_exists(REPO) or "model.safetensors" not in api.list_repo_files(REPO)
+
+
+def test_a_commit_that_came_in_between_loses_nothing(out: Path, hub: Server, api: HfApi) -> None:
+    publish(out, token=hub.token(), endpoint=hub.endpoint)
+    (out / "model/README.md").write_text("new\n")
+    real, pushed = HfApi.create_commit, []
+
+    def meanwhile(self: HfApi, *args: object, **options: object) -> object:
+        if not pushed:
+            pushed.append(True)
+            api.upload_file(path_or_fileobj=b"theirs", path_in_repo="theirs.txt", repo_id=REPO)
+        return real(self, *args, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", meanwhile)
+        with pytest.raises(DestinationError, match="changed while we uploaded"):
+            publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert "theirs.txt" in api.list_repo_files(REPO)
+    assert publish(out, token=hub.token(), endpoint=hub.endpoint).changed
