@@ -1,6 +1,7 @@
 """A checkpoint as its headers tell it: config.json, the tensors with dtype, shape and place, and the list of files.
 
-The safetensors header is parsed here, strictly: it comes from strangers.
+The safetensors header is parsed here, strictly: it comes from strangers. Older checkpoints are pickles; `merge.pickles` reads
+those, and where a repository has both the safetensors are taken.
 Format: https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -9,46 +10,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from merge.dtypes import SIZES
 from merge.errors import SourceError
+from merge.pickles import read_pickle_file
+from merge.tensors import TensorInfo
 
 # The safetensors library's own limit for a header, in bytes.
 MAX_HEADER = 100_000_000
 MAX_JSON = 64_000_000
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE_SINGLE = "pytorch_model.bin"
 # What a merge copies along from the base, when it is there.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 COMPANION_FILES = (*TOKENIZER_FILES, "generation_config.json")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a checkpoint. `start` is the offset of its first byte in `file`; None where only config.json is
-    known."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: str | None = None
-    start: int | None = None
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * SIZES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -122,15 +107,32 @@ def header_length(first8: bytes, file: str, file_size: int) -> int:
     return length
 
 
-def shard_names(index: Mapping[str, Any], where: str) -> list[str]:
-    """The shard files a model.safetensors.index.json names, in order. Raises SourceError on a name with a path in it."""
+def weight_files(files: Mapping[str, int], read_json: Callable[[str], dict[str, Any]], where: str) -> list[str]:
+    """The files that hold a checkpoint's tensors, in order; none where there are only other files.
+
+    `read_json` reads one of `files`. Raises SourceError for an index that names a file that is not there.
+    """
+    for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE_SINGLE)):
+        if index in files:
+            names = shard_names(read_json(index), f"{where}/{index}", Path(single).suffix)
+            for name in names:
+                if name not in files:
+                    raise SourceError(f"{where}: the index names {name}, which is not there")
+            return names
+        if single in files:
+            return [single]
+    return []
+
+
+def shard_names(index: Mapping[str, Any], where: str, suffix: str) -> list[str]:
+    """The shard files that an index names, in order. Raises SourceError on a name with a path in it."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{where}: no weight_map in it")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if "/" in name or "\\" in name or name.startswith(".") or not name.endswith(".safetensors"):
-            raise SourceError(f"{where}: {name!r} is not the name of a safetensors file beside it")
+        if "/" in name or "\\" in name or name.startswith(".") or not name.endswith(suffix):
+            raise SourceError(f"{where}: {name!r} is not the name of a {suffix} file beside it")
     return names
 
 
@@ -157,26 +159,14 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
         raise SourceError(f"{shown}: no config.json in it, so it is not a model's folder")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     config = load_json(_read_small(config_file), f"{shown}/config.json")
-    tensors: dict[str, TensorInfo] | None = {}
-    why = None
-    if INDEX in files:
-        shards = shard_names(load_json(_read_small(folder / INDEX), f"{shown}/{INDEX}"), f"{shown}/{INDEX}")
-    elif SINGLE in files:
-        shards = [SINGLE]
-    else:
-        tensors, shards, why = None, [], missing_weights(files)
+    shards = weight_files(files, lambda file: load_json(_read_small(folder / file), f"{shown}/{file}"), shown)
     digest = hashlib.sha256(_read_small(config_file))
+    tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        if shard not in files:
-            raise SourceError(f"{shown}: the index names {shard}, which is not there")
-        header, found = _open_shard(folder / shard, f"{shown}/{shard}")
+        header, found = open_shard(folder / shard, f"{shown}/{shard}")
         stat = (folder / shard).stat()
         digest.update(header + f"{stat.st_size}:{stat.st_mtime_ns}".encode())
-        assert tensors is not None
-        for tensor, info in found.items():
-            if tensor in tensors:
-                raise SourceError(f"{shown}: tensor {tensor!r} stands in two shards")
-            tensors[tensor] = TensorInfo(info.dtype, info.shape, shard, info.start)
+        add_shard(tensors, found, shard, shown)
     for companion in COMPANION_FILES:
         if companion in files:
             digest.update(companion.encode() + (folder / companion).read_bytes())
@@ -184,17 +174,17 @@ def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
         key=shown,
         name=shown,
         config=config,
-        tensors=tensors,
+        tensors=tensors if shards else None,
         files=files,
         folder=folder,
         license=front_matter_license(folder / "README.md"),
-        why_no_headers=why,
+        why_no_headers=None if shards else missing_weights(files),
         fingerprint=digest.hexdigest(),
     )
 
 
 def missing_weights(files: Mapping[str, int]) -> str:
-    """Why a list of files holds no safetensors checkpoint: `pickle` (PyTorch .bin files only) or `config-only`."""
+    """Why a list of files holds no checkpoint: `pickle` (shards of one, but no index of them) or `config-only`."""
     return (
         "pickle" if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in files) else "config-only"
     )
@@ -215,7 +205,18 @@ def front_matter_license(readme: Path) -> str | None:
     return None
 
 
-def _open_shard(path: Path, shown: str) -> tuple[bytes, dict[str, TensorInfo]]:
+def add_shard(tensors: dict[str, TensorInfo], found: Mapping[str, TensorInfo], shard: str, where: str) -> None:
+    """Add the tensors `found` in a file to those of the checkpoint. Raises SourceError for one that is there already."""
+    if twice := tensors.keys() & found.keys():
+        raise SourceError(f"{where}: tensor {min(twice)!r} stands in two shards")
+    tensors.update((name, replace(info, file=shard)) for name, info in found.items())
+
+
+def open_shard(path: Path, shown: str) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The tensors of one file on this machine, safetensors or pickle, and the bytes that say so."""
+    if path.suffix == ".bin":
+        found = read_pickle_file(path, shown)
+        return repr(list(found.items())).encode(), found
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

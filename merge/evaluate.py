@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from merge.checkpoint import Checkpoint, TensorInfo, open_folder
+from merge.checkpoint import Checkpoint, open_folder
 from merge.dtypes import SIZES, TORCH_NAME
 from merge.errors import SourceError
-from merge.expr import Cast, Expr, Gate, Noise, Read, Scale, elements
+from merge.expr import Cast, Concat, Expr, Gate, Noise, Read, Scale, Stack, Zeros, elements
+from merge.tensors import TensorInfo
 
 TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
 TORCH_DTYPES |= {"F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -51,9 +52,14 @@ class Files:
         assert info.file is not None
         assert info.start is not None
         size = SIZES[info.dtype]
-        return torch.frombuffer(
-            self._map(info.file), dtype=TORCH_DTYPES[info.dtype], count=stop - start, offset=info.start + start * size
-        )
+        begin, buffer = info.start + start * size, self._map(info.file)
+        if start == stop:
+            return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
+        if info.start % size:  # the old pickle layout does not align its tensors: these are copied
+            return torch.frombuffer(
+                bytearray(buffer[begin : begin + (stop - start) * size]), dtype=TORCH_DTYPES[info.dtype]
+            )
+        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype], count=stop - start, offset=begin)
 
     def _info(self, tensor: str) -> TensorInfo:
         info = self._tensors.get(tensor)
@@ -76,7 +82,8 @@ class Files:
 class Evaluator:
     """Evaluates expressions over local checkpoints and calibrated gates.
 
-    `files` maps a plan's source keys to the bytes; `gates` maps a layer to its router weight (experts, hidden).
+    `files` maps a plan's source keys to the bytes; `gates` maps a layer to its gates: (experts, hidden), and behind them a
+    row for a shared expert that has a gate.
     """
 
     def __init__(self, files: Mapping[str, Files], gates: Mapping[int, torch.Tensor] | None = None) -> None:
@@ -104,11 +111,26 @@ class Evaluator:
             case Read():
                 return self.files[x.source].flat(x.tensor, start, stop)
             case Gate():
-                return self.gates[x.layer].reshape(-1)[start:stop].to(TORCH_DTYPES[x.dtype])
+                rows = self.gates[x.layer][x.first : x.first + x.shape[0]]
+                return rows.reshape(-1)[start:stop].to(TORCH_DTYPES[x.dtype])
+            case Zeros():
+                return torch.zeros(stop - start, dtype=TORCH_DTYPES[x.dtype])
+            case Concat() | Stack():
+                return self._joined(x.xs, start, stop)
             case Cast():
                 return self._exact(x.x, start, stop).to(TORCH_DTYPES[x.dtype])
             case Scale() | Noise():
                 return self._exact(x, start, stop).to(TORCH_DTYPES[x.dtype])
+
+    def _joined(self, xs: Sequence[Expr], start: int, stop: int) -> torch.Tensor:
+        """Elements start..stop of `xs` laid one after the other."""
+        parts = []
+        for x in xs:
+            count = elements(x)
+            if start < count and stop > 0:
+                parts.append(self.flat(x, max(start, 0), min(stop, count)))
+            start, stop = start - count, stop - count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _exact(self, x: Expr, start: int, stop: int) -> torch.Tensor:
         """Like `flat`, but in float32 where arithmetic is involved, so that a chain of nodes rounds only once."""

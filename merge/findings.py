@@ -352,13 +352,14 @@ class CustomCode(Finding):
 
 
 class PickleOnly(Finding):
-    """The repository has only PyTorch pickle files (`pytorch_model*.bin`), which can run code when they are loaded. Convert
-    it to safetensors (the Hub offers a conversion as a pull request to the repository: use
-    `owner/name@refs/pr/N`), or use a copy that has them."""
+    """The repository has shards of a PyTorch pickle checkpoint (`pytorch_model-00001-of-0000N.bin`) but no
+    `pytorch_model.bin.index.json` that lists them, so it cannot be told whether they are all there. Add the index, or use a
+    copy of the model that is whole. Whole pickle checkpoints are sources like any other: they are read without being
+    unpickled."""
 
     id = "pickle-only"
     level = ERROR
-    message = "{model} has only pickle weights (pytorch_model*.bin); moerge reads safetensors only"
+    message = "{model} has pickle shards (pytorch_model*.bin) without their pytorch_model.bin.index.json"
 
 
 class HeadersMissing(Finding):
@@ -437,6 +438,92 @@ class RopeMismatch(Finding):
     message = (
         "{model} was trained with another RoPE ({value}) than the base ({base_value}); its MLPs may work less well"
     )
+
+
+class OtherVocabulary(Finding):
+    """The expert has a vocabulary of another size. Only its MLPs are used; embeddings, output matrix and tokenizer are the
+    base's, so this does not hinder the merge. Its MLPs did learn from text that was cut into other tokens."""
+
+    id = "other-vocabulary"
+    level = NOTICE
+    message = "{model} has a vocabulary of {value}, the base one of {base_value}: the base's is used, and no expert's matters"
+
+
+class TooManySharedExperts(Finding):
+    """A shared expert runs for every token beside the routed ones. Mixtral, Qwen3-MoE and most others have none, Qwen2-MoE
+    and DeepSeek-MoE one. Take it out, or name another `architecture`."""
+
+    id = "too-many-shared-experts"
+    level = ERROR
+    message = "shared_experts has {count}; a {family} model has {limit}"
+
+
+class SharedPromptsMissing(Finding):
+    """In this family the shared expert has a gate of its own that says how much of it a token gets. This gate mode makes it
+    from prompts, so the shared expert needs `positive_prompts`. With `gate_mode: random` none are needed."""
+
+    id = "shared-prompts-missing"
+    level = ERROR
+    message = "the shared expert of a {family} model has a gate, so gate_mode {mode!r} needs positive_prompts for it"
+
+
+class SharedPromptsUnused(Finding):
+    """In this family the shared expert has no gate: every token gets all of it, and prompts cannot change that. Take the
+    prompts out, or use an `architecture` whose shared expert has a gate (qwen2_moe)."""
+
+    id = "shared-prompts-not-taken"
+    level = ERROR
+    message = "the shared expert of a {family} model has no gate, so it can have no prompts"
+
+
+class SharedAtFullStrength(Finding):
+    """A shared expert's output is added to that of the routed experts, each of which already does the whole work of an MLP.
+    The sum is too much of it: mergekit's documentation recommends a `residual_scale` of about 0.1 for the shared expert."""
+
+    id = "shared-at-full-strength"
+    level = WARNING
+    message = "the shared expert has no residual_scale, so it adds a whole MLP's output to the experts'; 0.1 is usual"
+
+
+class SettingWithoutPlace(Finding):
+    """The base computes something that a model of this family cannot compute, so the result would not be the model that was
+    asked for. Another `architecture` may be able to; docs/families.md says which."""
+
+    id = "setting-without-place"
+    level = ERROR
+    message = "{model} has {what}, which a {family} model cannot have"
+
+
+class WindowLost(Finding):
+    """The base looks back only as far as its sliding window; models of this family always see the whole text. Up to the
+    window both compute the same."""
+
+    id = "window-lost"
+    level = WARNING
+    message = "{model} has a sliding window, {family} models have none: beyond {window} tokens the result reads on differently"
+
+
+class WeightsNotNormalised(Finding):
+    """In this family the router's weights of a token's experts are shares of all experts, not of the chosen ones: with fewer
+    experts per token than there are, they sum to less than one, and every MLP's output is that much too small. (The
+    config's `norm_topk_prob` could ask for more, but llama.cpp does not read it for this family, so the two would disagree.)
+    With all experts for every token the sum is one."""
+
+    id = "weights-not-normalised"
+    level = WARNING
+    message = (
+        "the weights of {per_token} of {experts} experts do not sum to one in a {family} model, "
+        "so the experts' output is too small; set experts_per_token to {experts}{hint}"
+    )
+
+
+class NoGguf(Finding):
+    """llama.cpp has no architecture for models of this family, so no GGUF can be made. The checkpoint is built as usual. Set
+    `release.quants: []` to say that none is wanted."""
+
+    id = "no-gguf"
+    level = WARNING
+    message = "llama.cpp has no {family} models: no GGUF is made"
 
 
 class MissingTensor(Finding):

@@ -15,25 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checkpoint import (
-    INDEX,
     MAX_JSON,
-    SINGLE,
     Checkpoint,
-    TensorInfo,
+    add_shard,
     header_length,
     load_json,
     missing_weights,
+    open_shard,
     parse_header,
-    shard_names,
+    weight_files,
 )
 from merge.errors import SourceError
+from merge.pickles import read_pickle
 from merge.reference import ModelReference
+from merge.tensors import TensorInfo
+from merge.zip_layout import RandomAccess
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # Most headers of a shard fit in the first request; the few that don't cost a second.
 FIRST_RANGE = 256 * 1024
+# A zip file's directory is at its end: about 100 bytes for each tensor.
+LAST_RANGE = 64 * 1024
 REQUESTS_AT_ONCE = 8
 
 
@@ -55,25 +59,21 @@ class Hub:
         if "config.json" not in files:
             raise SourceError(f"{name}: no config.json in the repository, so it is not a transformers model")
         config = load_json(self._small_file(reference.path, commit, "config.json", files), f"{name}/config.json")
-        tensors: dict[str, TensorInfo] | None = None
-        why = None
-        if INDEX in files:
-            index = load_json(self._small_file(reference.path, commit, INDEX, files), f"{name}/{INDEX}")
-            tensors = self._headers(reference, commit, shard_names(index, f"{name}/{INDEX}"), files)
-        elif SINGLE in files:
-            tensors = self._headers(reference, commit, [SINGLE], files)
-        else:
-            why = missing_weights(files)
+        shards = weight_files(
+            files,
+            lambda file: load_json(self._small_file(reference.path, commit, file, files), f"{name}/{file}"),
+            name,
+        )
         card = info.card_data
         return Checkpoint(
             key=f"{reference.path}@{commit}",
             name=name,
             config=config,
-            tensors=tensors,
+            tensors=self._headers(reference, commit, shards, files) if shards else None,
             files=files,
             commit=commit,
             license=card.license if card is not None and isinstance(card.license, str) else None,
-            why_no_headers=why,
+            why_no_headers=None if shards else missing_weights(files),
             fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
         )
 
@@ -84,6 +84,7 @@ class Hub:
         """
         path, _, commit = checkpoint.key.rpartition("@")
         folder: Path | None = None
+        tensors = dict(checkpoint.tensors or {})
         wanted = sorted(set(files))
         for number, file in enumerate(wanted, start=1):
             size = checkpoint.files.get(file, 0)
@@ -95,9 +96,11 @@ class Hub:
                     f"{path}/{file}: {local.stat().st_size} bytes on disk, {size} on the Hub; delete {local} and try again"
                 )
             folder = local.parent
+            if local.suffix == ".bin":
+                tensors |= _placed(local, f"{path}/{file}", file, tensors)
         if folder is None:
             raise SourceError(f"{path}: nothing of it is needed")
-        return replace(checkpoint, folder=folder)
+        return replace(checkpoint, folder=folder, tensors=tensors if checkpoint.tensors is not None else None)
 
     def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
         """A JSON file, through the client's cache: a second look at the same commit asks nothing."""
@@ -109,27 +112,39 @@ class Hub:
     def _headers(
         self, reference: ModelReference, commit: str, shards: list[str], files: dict[str, int]
     ) -> dict[str, TensorInfo]:
-        for shard in shards:
-            if shard not in files:
-                raise SourceError(f"{reference}: the index names {shard}, which is not in the repository")
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             found = pool.map(lambda shard: self._header(reference.path, commit, shard, files[shard]), shards)
             tensors: dict[str, TensorInfo] = {}
-            for part in found:
-                if twice := tensors.keys() & part.keys():
-                    raise SourceError(f"{reference}: tensor {min(twice)!r} stands in two shards")
-                tensors.update(part)
+            for shard, part in zip(shards, found, strict=True):
+                add_shard(tensors, part, shard, str(reference))
         return tensors
 
     def _header(self, path: str, commit: str, shard: str, size: int) -> dict[str, TensorInfo]:
         shown = f"{path}/{shard}"
+        if shard.endswith(".bin"):
+            return read_pickle(RandomAccess(shown, size, self._reader(path, commit, shard, size)), exact=False)
         first = self._range(path, commit, shard, 0, min(FIRST_RANGE, size))
         length = header_length(first[:8], shown, size)
         raw = first[8 : 8 + length]
         if len(raw) < length:
             raw += self._range(path, commit, shard, 8 + len(raw), 8 + length)
-        found = parse_header(raw, shown, 8 + length, size)
-        return {name: replace(info, file=shard) for name, info in found.items()}
+        return parse_header(raw, shown, 8 + length, size)
+
+    def _reader(self, path: str, commit: str, file: str, size: int) -> Callable[[int, int], bytes]:
+        """Reads ranges of a file with few requests: each asks for more than is wanted, and what came is kept."""
+        kept: list[tuple[int, bytes]] = []
+
+        def read(start: int, stop: int) -> bytes:
+            for offset, data in kept:
+                if offset <= start and stop <= offset + len(data):
+                    return data[start - offset : stop - offset]
+            begin, end = start, min(size, max(stop, start + FIRST_RANGE))
+            if size - start <= LAST_RANGE:  # reading goes backwards from the end
+                begin, end = max(0, size - LAST_RANGE), size
+            kept.append((begin, self._range(path, commit, file, begin, end)))
+            return kept[-1][1][start - begin : stop - begin]
+
+        return read
 
     def _range(self, path: str, commit: str, file: str, start: int, stop: int) -> bytes:
         """Bytes start..stop of a file of the repository."""
@@ -150,6 +165,17 @@ class Hub:
         return body
 
 
+def _placed(local: Path, shown: str, file: str, planned: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors of a pickle checkpoint's file with their places, which must be those that its ranges told of."""
+    found: dict[str, TensorInfo] = {}
+    add_shard(found, open_shard(local, shown)[1], file, shown)
+    if {name: replace(info, start=None) for name, info in found.items()} != {
+        name: info for name, info in planned.items() if info.file == file
+    }:
+        raise SourceError(f"{shown}: holds other tensors than when it was looked at; delete {local} and try again")
+    return found
+
+
 @contextmanager
 def _readable(what: str, endpoint: str) -> Iterator[None]:
     """Turn the client's exceptions into one sentence each."""
@@ -164,8 +190,6 @@ def _readable(what: str, endpoint: str) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise SourceError(f"{what}: there is no such revision in the repository") from None
-    except errors.EntryNotFoundError:
-        raise SourceError(f"{what}: there is no such file in the repository") from None
     except errors.RepositoryNotFoundError as error:
         if _status(error) == 401:
             raise SourceError(
@@ -181,8 +205,10 @@ def _readable(what: str, endpoint: str) -> Iterator[None]:
         raise SourceError(f"{what}: the Hub answered with status {status}; try again later") from None
     except errors.OfflineModeIsEnabled:
         raise SourceError(f"{what}: HF_HUB_OFFLINE is set, and it is not in the cache") from None
-    except errors.LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:  # the client's word for a Hub that did not answer; before its base class
         raise SourceError(f"{what}: {endpoint} cannot be reached, and the file is not in the cache") from None
+    except errors.EntryNotFoundError:
+        raise SourceError(f"{what}: there is no such file in the repository") from None
     except httpx2.HTTPError as error:
         raise SourceError(f"{what}: {endpoint} cannot be reached ({type(error).__name__})") from None
     except OSError as error:

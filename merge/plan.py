@@ -13,14 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from merge import findings as f
-from merge.checkpoint import TOKENIZER_FILES, Checkpoint, TensorInfo
+from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
 from merge.expr import Expr, Gate, Noise, Read, Scale, cast, elements, nbytes, reads
-from merge.families import FAMILIES, Family, family_for, find_family
+from merge.families import FAMILIES, families_for, families_named
 from merge.families.dense import MLP_PARTS, ConfigError, DenseModel, dense_model, mlp_tensor
+from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
 from merge.recipe import RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
+from merge.tensors import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class MergePlan:
 
     `sources` maps the key that Read nodes name to the checkpoint; `base` is the key of the base. `config` is the result's
     config.json, `companions` the files copied from the base. `unused` counts, by source key, the tensors that no output
-    reads.
+    reads. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order: the experts, and a
+    shared expert that has a gate.
     """
 
     name: str
@@ -60,6 +63,8 @@ class MergePlan:
     sources: Mapping[str, Checkpoint]
     base: str
     experts: tuple[str, ...]
+    shared_experts: tuple[str, ...]
+    gated: tuple[Expert, ...]
     companions: tuple[str, ...]
     parameters: Parameters
     unused: Mapping[str, int]
@@ -133,42 +138,50 @@ class _Planner:
         self.recipe = loaded.recipe
         self.base = checkpoints[parse_reference(self.recipe.base_model)]
         self.experts = [checkpoints[parse_reference(expert.source_model)] for expert in self.recipe.experts]
+        self.shared_experts = self.recipe.shared_experts or ()
+        self.shared = [checkpoints[parse_reference(expert.source_model)] for expert in self.shared_experts]
         self.found: list[f.Finding] = list(loaded.findings)
 
     def plan(self) -> MergePlan:
         family, why = self.family()
-        base, experts = self.dense_models(family)
-        self.compare(base, experts)
+        models = self.dense_models(family)
+        base = models[self.base.key]
+        self.compare(base, models)
         dtype = self.dtype()
         base_tensors = self.headers(self.base, base, self.loaded.line("base_model"), dtype)
-        expert_tensors = [
-            self.headers(checkpoint, model, self.expert_line(index), dtype, mlp_only=True)
-            for index, (checkpoint, model) in enumerate(zip(self.experts, experts, strict=True))
-        ]
+        tensors_of = {self.base.key: base_tensors}
+        for checkpoint, line in self.places():
+            if checkpoint is not self.base:
+                model = models[checkpoint.key]
+                tensors_of[checkpoint.key] = self.headers(checkpoint, model, line, dtype, mlp_only=True)
         self.check_places(family, base, base_tensors)
+        self.check_family(family, base)
         self.stop_on_errors()
-        sources = {checkpoint.key: checkpoint for checkpoint in (self.base, *self.experts)}
-        tensors = tuple(self.output(family, base, base_tensors, expert_tensors, dtype))
+        sources = {checkpoint.key: checkpoint for checkpoint in (self.base, *self.experts, *self.shared)}
+        tensors = tuple(self.output(family, base, tensors_of, dtype))
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base_tensors})
+        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
         return MergePlan(
             name=self.loaded.name,
             family=family.NAME,
             family_title=family.TITLE,
             why_family=why,
             dtype=dtype,
-            config=family.output_config(base, len(experts), self.recipe.experts_per_token, TORCH_NAME[dtype]),
+            config=family.output_config(base, mixture),
             tensors=tensors,
             sources=sources,
             base=self.base.key,
             experts=tuple(checkpoint.key for checkpoint in self.experts),
+            shared_experts=tuple(checkpoint.key for checkpoint in self.shared),
+            gated=self.gated(family),
             companions=self.base.companions,
-            parameters=_count(tensors, len(experts), self.recipe.experts_per_token, base),
+            parameters=_count(tensors, mixture, base),
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=self.license(),
-            quants=self.recipe.release.quants,
+            quants=self.recipe.release.quants if family.GGUF else (),
             gate_mode=self.recipe.gate_mode,
         )
 
@@ -185,37 +198,69 @@ class _Planner:
     def expert_line(self, index: int) -> int | None:
         return self.loaded.line("experts", index, "source_model")
 
+    def shared_line(self, *path: str | int) -> int | None:
+        return self.loaded.line("shared_experts", *path)
+
     def places(self) -> Iterator[tuple[Checkpoint, int | None]]:
         """Each source once, with the line that names it first."""
         yield self.base, self.loaded.line("base_model")
         seen = {self.base.key}
-        for index, checkpoint in enumerate(self.experts):
+        lines = [(checkpoint, self.expert_line(index)) for index, checkpoint in enumerate(self.experts)]
+        lines += [(checkpoint, self.shared_line(index, "source_model")) for index, checkpoint in enumerate(self.shared)]
+        for checkpoint, line in lines:
             if checkpoint.key not in seen:
                 seen.add(checkpoint.key)
-                yield checkpoint, self.expert_line(index)
+                yield checkpoint, line
 
     # ---------------------------------------------------------------------------------------- the models and their headers
 
     def family(self) -> tuple[Family, str]:
-        """The family of the result, and why it is that."""
+        """The family of the result, and why it is that: what `architecture` names, or else the first that takes the base and
+        the recipe's shared experts, as mergekit chooses."""
         asked = self.recipe.architecture
-        model_type = self.base.config.get("model_type")
+        model_type = str(self.base.config.get("model_type"))
+        known, why = list(FAMILIES), f"the base is a {model_type} model"
         if asked is not None:
-            family, why = find_family(asked), "the recipe says so"
-            if family is None:
-                names = [known.NAME for known in FAMILIES]
+            known, why = families_named(asked), "the recipe says so"
+            if not known:
+                names = [family.NAME for family in FAMILIES]
                 near = difflib.get_close_matches(asked.lower(), names, n=1)
                 hint = f"; perhaps you meant {near[0]!r}" if near else ""
                 line = self.loaded.line("architecture")
                 self.add(f.UnknownFamily(line, value=asked, hint=hint, choices=", ".join(names)))
-        else:
-            family, why = family_for(str(model_type)), f"the base is a {model_type} model"
-            family = family or FAMILIES[0]
-        self.stop_on_errors()
-        assert family is not None
-        return family, why
+                self.stop_on_errors()
+        taking = [family for family in known if family in families_for(model_type)] or known
+        fitting = [family for family in taking if not self.shared_findings(family)]
+        if not fitting:
+            family = next((family for family in taking if self.shared and family.SHARED != NO_SHARED), taking[0])
+            self.found += self.shared_findings(family)
+            return family, why
+        if fitting[0] is not taking[0] and asked is None:
+            prompts = "with" if self.shared_experts[0].positive_prompts else "without"
+            why += f" and the recipe has a shared expert {prompts} prompts"
+        return fitting[0], why
 
-    def dense_models(self, family: Family) -> tuple[DenseModel, list[DenseModel]]:
+    def shared_findings(self, family: Family) -> list[f.Finding]:
+        """What a family cannot do with the recipe's shared experts: mergekit's rules."""
+        experts, limit = self.shared_experts, int(family.SHARED != NO_SHARED)
+        if len(experts) > limit:
+            shown = ("no shared expert", "one shared expert at most")[limit]
+            return [f.TooManySharedExperts(self.shared_line(), count=len(experts), family=family.TITLE, limit=shown)]
+        found: list[f.Finding] = []
+        for index, expert in enumerate(experts):
+            if family.SHARED == GATED_SHARED and self.recipe.needs_prompts and not expert.positive_prompts:
+                mode = self.recipe.gate_mode
+                found.append(f.SharedPromptsMissing(self.shared_line(index), family=family.TITLE, mode=mode))
+            if family.SHARED == PLAIN_SHARED and (expert.positive_prompts or expert.negative_prompts):
+                found.append(f.SharedPromptsUnused(self.shared_line(index), family=family.TITLE))
+        return found
+
+    def gated(self, family: Family) -> tuple[Expert, ...]:
+        """The experts that the gates have a row of."""
+        return (*self.recipe.experts, *(self.shared_experts if family.SHARED == GATED_SHARED else ()))
+
+    def dense_models(self, family: Family) -> dict[str, DenseModel]:
+        """By source key, what each config.json says."""
         models: dict[str, DenseModel] = {}
         for checkpoint, line in self.places():
             model_type = checkpoint.config.get("model_type")
@@ -239,12 +284,12 @@ class _Planner:
             elif checkpoint.why_no_headers is not None:
                 self.add(f.HeadersMissing(line, model=checkpoint.name))
         self.stop_on_errors()
-        return models[self.base.key], [models[checkpoint.key] for checkpoint in self.experts]
+        return models
 
-    def compare(self, base: DenseModel, experts: list[DenseModel]) -> None:
+    def compare(self, base: DenseModel, models: Mapping[str, DenseModel]) -> None:
         """What an expert must share with the base, and what it should."""
-        for index, expert in enumerate(experts):
-            line, model = self.expert_line(index), self.experts[index].name
+        for checkpoint, line in self.places():
+            expert, model = models[checkpoint.key], checkpoint.name
             for key, value, base_value in (
                 ("hidden_size", expert.hidden_size, base.hidden_size),
                 ("intermediate_size", expert.intermediate_size, base.intermediate_size),
@@ -256,6 +301,8 @@ class _Planner:
                 self.add(f.ActivationMismatch(line, model=model, value=expert.hidden_act, base_value=base.hidden_act))
             if expert.rope != base.rope:
                 self.add(f.RopeMismatch(line, model=model, value=expert.rope, base_value=base.rope))
+            if expert.vocab_size != base.vocab_size:
+                self.add(f.OtherVocabulary(line, model=model, value=expert.vocab_size, base_value=base.vocab_size))
         self.stop_on_errors()
 
     def dtype(self) -> str:
@@ -310,36 +357,80 @@ class _Planner:
                     self.add(f.TensorWithoutPlace(line, tensor=name, model=checkpoint.name, family=family.TITLE))
                     break
 
+    def check_family(self, family: Family, base: DenseModel) -> None:
+        """What the result cannot do as the base did, tensors aside."""
+        line, model, title = self.loaded.line("base_model"), self.base.name, family.TITLE
+        for what in family.lacks(base):
+            self.add(f.SettingWithoutPlace(line, model=model, what=what, family=title))
+        per_token, count = self.recipe.experts_per_token, len(self.experts)
+        if not family.NORMALISES and per_token < count:
+            others = [other.NAME for other in families_for(base.model_type) if other.NORMALISES and _holds(other, base)]
+            hint = f", or use architecture {others[0]!r}" if others else ""
+            self.add(
+                f.WeightsNotNormalised(
+                    self.loaded.line("experts_per_token"), family=title, per_token=per_token, experts=count, hint=hint
+                )
+            )
+        for index, expert in enumerate(self.shared_experts):
+            if expert.residual_scale is None:
+                self.add(f.SharedAtFullStrength(self.shared_line(index)))
+        window = base.sliding_window
+        if window is not None and window < base.max_position_embeddings and not family.WINDOW:
+            self.add(f.WindowLost(line, model=model, family=title, window=window))
+        if self.recipe.release.quants and not family.GGUF:
+            self.add(f.NoGguf(self.loaded.line("architecture") or line, family=title))
+
     # ------------------------------------------------------------------------------------------------------- the result
 
     def output(
-        self,
-        family: Family,
-        base: DenseModel,
-        tensors: dict[str, TensorInfo],
-        experts: list[dict[str, TensorInfo]],
-        dtype: str,
+        self, family: Family, base: DenseModel, tensors: Mapping[str, Mapping[str, TensorInfo]], dtype: str
     ) -> Iterator[OutputTensor]:
-        """The result's tensors, in the order of the base's layers."""
+        """The result's tensors, in the order of the base's layers. `tensors` are the headers, by source key."""
         for name, _ in base.tensors():
             if family.keeps(name):
-                info = tensors[name]
+                info = tensors[self.base.key][name]
                 yield OutputTensor(name, cast(Read(self.base.key, name, info.dtype, info.shape), dtype))
-                continue
-            layer, part = int(name.split(".")[2]), name.split(".")[4]
-            if part == MLP_PARTS[0]:
-                yield OutputTensor(family.router_tensor(layer), Gate(layer, dtype, (len(experts), base.hidden_size)))
-            for index, expert in enumerate(self.recipe.experts):
-                output_name = family.expert_tensor(layer, index, part)
-                info = experts[index][mlp_tensor(layer, part)]
-                read = Read(self.experts[index].key, mlp_tensor(layer, part), info.dtype, info.shape)
-                yield OutputTensor(output_name, cast(self.altered(expert, part, read, output_name), dtype))
+            elif name.split(".")[4] == MLP_PARTS[0]:
+                block = self.block(int(name.split(".")[2]), family, base, tensors, dtype)
+                for output_name, x in family.block_tensors(block):
+                    yield OutputTensor(output_name, x)
 
-    def altered(self, expert: Expert, part: str, x: Expr, output_name: str) -> Expr:
+    def block(
+        self,
+        layer: int,
+        family: Family,
+        base: DenseModel,
+        tensors: Mapping[str, Mapping[str, TensorInfo]],
+        dtype: str,
+    ) -> Block:
+        """The mixture of one layer."""
+
+        def mlp(checkpoint: Checkpoint, expert: Expert, name: str) -> Mlp:
+            found: dict[str, Expr] = {}
+            for part in MLP_PARTS:
+                info = tensors[checkpoint.key][mlp_tensor(layer, part)]
+                read = Read(checkpoint.key, mlp_tensor(layer, part), info.dtype, info.shape)
+                found[part] = cast(self.altered(expert, part, read, f"layers.{layer}.{name}.{part}"), dtype)
+            return found
+
+        pairs = zip(self.experts, self.recipe.experts, strict=True)
+        shared = [mlp(x, expert, "shared") for x, expert in zip(self.shared, self.shared_experts, strict=True)]
+        gate = Gate(layer, dtype, (1, base.hidden_size), first=len(self.experts))
+        return Block(
+            layer=layer,
+            base=base,
+            dtype=dtype,
+            router=Gate(layer, dtype, (len(self.experts), base.hidden_size)),
+            experts=tuple(mlp(x, expert, f"experts.{index}") for index, (x, expert) in enumerate(pairs)),
+            shared=shared[0] if shared else None,
+            shared_gate=gate if shared and family.SHARED == GATED_SHARED else None,
+        )
+
+    def altered(self, expert: Expert, part: str, x: Expr, place: str) -> Expr:
         """`noise_scale` adds noise to each matrix of the expert, `residual_scale` then scales the one that writes to the
         residual stream: mergekit's meaning and order."""
         if expert.noise_scale:
-            x = Noise(x, expert.noise_scale, f"{self.recipe.identity()}:{self.recipe.build.seed}:{output_name}")
+            x = Noise(x, expert.noise_scale, f"{self.recipe.identity()}:{self.recipe.build.seed}:{place}")
         if expert.residual_scale is not None and part == "down_proj":
             x = Scale(x, expert.residual_scale)
         return x
@@ -348,7 +439,7 @@ class _Planner:
         """The recipe's licence, or the one that all sources share."""
         if self.recipe.release.license:
             return self.recipe.release.license
-        licenses = {checkpoint.license for checkpoint in (self.base, *self.experts)}
+        licenses = {checkpoint.license for checkpoint in (self.base, *self.experts, *self.shared)}
         return licenses.pop() if len(licenses) == 1 else None
 
 
@@ -362,11 +453,18 @@ def _with_tensors(
     }
 
 
-def _count(tensors: tuple[OutputTensor, ...], experts: int, per_token: int, base: DenseModel) -> Parameters:
+def _holds(family: Family, base: DenseModel) -> bool:
+    """Whether a family has a place for all that the base has."""
+    return not any(family.lacks(base)) and all(
+        family.keeps(name) or (".mlp." in name and name.endswith(".weight")) for name, _ in base.tensors()
+    )
+
+
+def _count(tensors: tuple[OutputTensor, ...], mixture: Mixture, base: DenseModel) -> Parameters:
     total = sum(elements(tensor.expr) for tensor in tensors)
     per_expert = base.layers * 3 * base.hidden_size * base.intermediate_size
-    shared = total - experts * per_expert
-    return Parameters(total, shared + per_token * per_expert, shared, per_expert)
+    shared = total - mixture.experts * per_expert
+    return Parameters(total, shared + mixture.per_token * per_expert, shared, per_expert)
 
 
 def _unused(sources: Mapping[str, Checkpoint], tensors: tuple[OutputTensor, ...]) -> dict[str, int]:
