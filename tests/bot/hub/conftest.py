@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,6 +81,14 @@ def failing(hub: Server, faults: Faults) -> Iterator[None]:
         yield
     finally:
         hub.faults = None
+
+
+def lasting_port() -> int:
+    """A free port that the system gives to nobody else: a server that is started again finds it free still."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no free port")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
