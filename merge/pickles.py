@@ -31,7 +31,7 @@ from merge.zip_layout import RandomAccess, data_start, data_starts, zip_entries
 
 # A tensor takes about 200 bytes and 30 opcodes of a pickle: these are far above the largest checkpoint.
 MAX_PICKLE = 32_000_000
-MAX_OPCODES = 8_000_000
+MAX_OPCODES = 2_000_000
 # The first read of a stream whose pickles' length is not known beforehand.
 FIRST_READ = 256 * 1024
 

@@ -79,6 +79,9 @@ def zip_entries(file: RandomAccess) -> dict[str, Entry]:
         entries[name] = Entry(name, header, unpacked)
     if position != size:
         raise _bad(file, "its directory holds more than its entries")
+    for entry, following in itertools.pairwise(_in_order(entries)):
+        if entry.header + _LOCAL.size + len(entry.name) + entry.size > following.header:
+            raise _bad(file, f"entries {entry.name!r} and {following.name!r} overlap")
     return entries
 
 
@@ -103,12 +106,16 @@ def data_start(file: RandomAccess, entry: Entry) -> int:
 
 def data_starts(file: RandomAccess, entries: dict[str, Entry]) -> dict[str, int]:
     """`data_start` of every entry by name; none may reach into the next."""
-    ordered = sorted(entries.values(), key=lambda entry: entry.header)
+    ordered = _in_order(entries)
     starts = {entry.name: data_start(file, entry) for entry in ordered}
     for entry, following in itertools.pairwise(ordered):
         if starts[entry.name] + entry.size > following.header:
             raise _bad(file, f"entries {entry.name!r} and {following.name!r} overlap")
     return starts
+
+
+def _in_order(entries: dict[str, Entry]) -> list[Entry]:
+    return sorted(entries.values(), key=lambda entry: entry.header)
 
 
 def _directory(file: RandomAccess) -> tuple[int, int, int]:
