@@ -1,0 +1,204 @@
+"""Which recipes changed between two commits, and which of them are to be built.
+
+What counts is what a recipe says (`Recipe.identity`), not its bytes: a comment, the order of keys or a new file name builds
+nothing. A model folder inside the repository that a recipe names counts as part of the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from bot.git import Blob, Repository
+from bot.globs import matcher
+from merge import yaml_file
+from merge.errors import RecipeError, UsageError
+from merge.recipe import LoadedRecipe, parse_recipe
+
+DEFAULT_GLOBS = ("recipes/**/*.yaml", "recipes/**/*.yml")
+KEYS = ("base_model", "experts")
+_KEY_LINE = re.compile(rb"^\s*[\"']?(?:base_model|experts)[\"']?\s*:", re.MULTILINE)
+
+ADDED, CHANGED, ASKED = "added", "changed", "asked"
+RENAMED, DELETED, UNCHANGED = "renamed", "deleted", "unchanged"
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as it stands in a commit or on disk: parsed, or with the error that says why it is not."""
+
+    path: str
+    raw: bytes
+    identity: str
+    loaded: LoadedRecipe | None
+    error: RecipeError | None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.loaded.name if self.loaded else PurePosixPath(self.path).stem
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happened to one recipe, and in words why it is built or not. `file` is None for a deleted one."""
+
+    path: str
+    kind: str
+    why: str
+    file: RecipeFile | None
+
+    @property
+    def to_build(self) -> bool:
+        return self.kind in (ADDED, CHANGED, ASKED)
+
+    @property
+    def name(self) -> str:
+        return self.file.name if self.file else PurePosixPath(self.path).stem
+
+
+def is_recipe(raw: bytes) -> bool:
+    """Whether a YAML file is a recipe, by its content: a mapping with base_model or experts, or broken where it has them.
+
+    A file with one of the keys is a recipe with a mistake, which its author wants to hear about.
+    """
+    try:
+        value = yaml_file.load(raw, "").value
+    except RecipeError:
+        return _KEY_LINE.search(raw) is not None
+    return isinstance(value, dict) and any(key in value for key in KEYS)
+
+
+def read_recipe(raw: bytes, path: str, folder: Path) -> RecipeFile:
+    """A recipe from its bytes; `path` is shown, and with `folder` it is where the recipe's relative paths begin."""
+    try:
+        loaded = parse_recipe(raw, folder / path)
+    except RecipeError as error:
+        # Broken recipes are compared byte by byte: each change of one is reported.
+        return RecipeFile(path, raw, f"broken {hashlib.sha256(raw).hexdigest()}", None, error)
+    return RecipeFile(path, raw, loaded.recipe.identity(), loaded, None)
+
+
+def recipes_at(repository: Repository, commit: str, globs: Sequence[str]) -> dict[str, Blob]:
+    """The files of a commit that the globs match, by path. Whether they are recipes, only their content tells."""
+    matches = matcher(globs)
+    return {path: blob for path, blob in repository.files(commit).items() if matches(path)}
+
+
+def all_recipes(repository: Repository, head: str, globs: Sequence[str], why: str) -> list[Change]:
+    """Every recipe of a commit, each to be built."""
+    return [
+        Change(path, ASKED, why, file)
+        for path, blob in sorted(recipes_at(repository, head, globs).items())
+        if (file := _read(repository, path, blob))
+    ]
+
+
+def changes_between(repository: Repository, base: str, head: str, globs: Sequence[str]) -> list[Change]:
+    """What happened to each recipe between two commits; files that did not change are left out."""
+    before, after = recipes_at(repository, base, globs), recipes_at(repository, head, globs)
+    gone = [
+        file
+        for path, blob in before.items()
+        if (path not in after or not _read(repository, path, after[path])) and (file := _read(repository, path, blob))
+    ]
+    found: list[Change] = []
+    for path, blob in after.items():
+        same_bytes = path in before and before[path].oid == blob.oid
+        file = _read(repository, path, blob)
+        if file is None:
+            continue
+        old = _read(repository, path, before[path]) if path in before else None
+        if old is None and (old := next((other for other in gone if other.identity == file.identity), None)):
+            gone.remove(old)
+        if old is None:
+            found.append(Change(path, ADDED, "the recipe is new", file))
+        elif not same_bytes or _local_paths(file):
+            change = _compared(old, file, _changed_folder(repository, base, head, old, file))
+            if change.kind != UNCHANGED or not same_bytes:
+                found.append(change)
+    found += [Change(file.path, DELETED, _GONE, None) for file in gone]
+    return sorted(found, key=lambda change: change.path)
+
+
+def recipes_below(paths: Sequence[Path]) -> list[Path]:
+    """Recipe files as they were named; a folder stands for the recipes below it."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for suffix in ("yaml", "yml") for file in path.rglob(f"*.{suffix}") if file.is_file())
+            found += [file for file in files if is_recipe(_on_disk(file))]
+        else:
+            found.append(path)
+    return list(dict.fromkeys(found))
+
+
+def changed_on_disk(path: Path, base: str, *, shown: str) -> Change:
+    """What happened to a recipe file on disk since the commit `base`. Raises UsageError where there is no such commit."""
+    repository = Repository(path.absolute().parent)
+    commit = repository.commit(base)
+    if commit is None:
+        raise UsageError(f"{base}: no such commit in the repository of {path}; fetch it first")
+    blob = repository.files(commit).get(path.name)
+    old = _read(repository, path.name, blob) if blob else None
+    if not path.is_file():
+        if old is None:
+            raise UsageError(f"{path}: no such recipe, neither now nor at {base}")
+        return Change(shown, DELETED, _GONE, None)
+    new = read_recipe(_on_disk(path), path.name, repository.folder)
+    if old is None:
+        return Change(shown, ADDED, "the recipe is new", new)
+    moved = next((name for name in _local_paths(new) if repository.differs(commit, name)), None)
+    change = _compared(old, new, moved)
+    return Change(shown, change.kind, change.why, new)
+
+
+_SAME = "the recipe says the same as before"
+_GONE = "the recipe is gone; what it published stays"
+
+
+def _on_disk(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(yaml_file.MAX_BYTES + 1)
+
+
+def _read(repository: Repository, path: str, blob: Blob) -> RecipeFile | None:
+    """The recipe in a file of a commit; None where the file is no recipe."""
+    raw = repository.read(blob, yaml_file.MAX_BYTES + 1)
+    return read_recipe(raw, path, repository.folder) if is_recipe(raw) else None
+
+
+def _compared(old: RecipeFile, new: RecipeFile, moved: str | None) -> Change:
+    """What two states of a recipe mean; `moved` is something in the repository that it names and that changed."""
+    if old.identity != new.identity:
+        why = "it can be read now" if old.error and not new.error else "the recipe says something else"
+        return Change(new.path, CHANGED, why, new)
+    if moved:
+        return Change(new.path, CHANGED, f"what it names in this repository changed: {moved}", new)
+    if old.path != new.path:
+        return Change(new.path, RENAMED, f"it was {old.path} and says the same", new)
+    return Change(new.path, UNCHANGED, _SAME, new)
+
+
+def _changed_folder(repository: Repository, base: str, head: str, old: RecipeFile, new: RecipeFile) -> str | None:
+    """The first model folder or file of the repository that the recipe names and that is another than before."""
+    for was, now in zip(_local_paths(old), _local_paths(new), strict=False):
+        if repository.folder_id(base, was) != repository.folder_id(head, now):
+            return now
+    return None
+
+
+def _local_paths(file: RecipeFile) -> list[str]:
+    """Paths in the repository that a recipe names, relative to the repository's folder."""
+    if file.loaded is None:
+        return []
+    parent = PurePosixPath(file.path).parent
+    recipe = file.loaded.recipe
+    named = [reference.path for reference in recipe.references if reference.is_local]
+    files = [expert.prompts_file for expert in recipe.experts] + [recipe.router.prompts_file]
+    named += [name for name in files if name]
+    return [os.path.normpath(parent / name) for name in named if not name.startswith(("/", "~"))]
