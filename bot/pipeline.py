@@ -28,11 +28,12 @@ from merge import __version__
 from merge.checkpoint import Checkpoint
 from merge.errors import DestinationError, SourceError
 from merge.expr import elements
+from merge.files import file_sha256, write_atomically, writing
 from merge.plan import MergePlan
-from merge.progress import progress, say
+from merge.progress import progress
 from merge.recipe import LoadedRecipe
 from merge.sources import Sources
-from merge.writer import file_sha256, write_atomically, write_checkpoint, writing
+from merge.writer import write_checkpoint
 
 if TYPE_CHECKING:
     from merge.gates import ExpertPrompts
@@ -213,7 +214,7 @@ def fetched(plan: MergePlan, sources: Sources) -> dict[str, Checkpoint]:
     for source in plan.sources.values():
         if source.why_no_headers is not None:
             raise SourceError(f"{source.name}: its weights are not there, only its config.json")
-    return sources.fetch(plan.needed_files, plan.sources, say)
+    return sources.fetch(plan.needed_files, plan.sources)
 
 
 def prompts_of(loaded: LoadedRecipe) -> list[ExpertPrompts]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merge import findings as f
-from merge.errors import RecipeError
+from merge.errors import RecipeError, SourcesUnavailable
 from merge.plan import MergePlan, Parameters, build_plan
 from merge.recipe import LoadedRecipe, load_recipe
 from merge.reference import parse_reference
@@ -67,7 +67,9 @@ class Preview:
         return "\n".join(lines)
 
     def _rows(self, plan: MergePlan, parameters: Parameters) -> list[tuple[str, str]]:
-        experts = f"{plan.config['num_local_experts']} experts, {plan.config['num_experts_per_tok']} per token"
+        experts = f"{len(plan.experts)} experts, {plan.experts_per_token} per token"
+        if plan.shared_experts:
+            experts += ", 1 shared"
         count = billions(parameters.total)
         parts = f"{billions(parameters.shared)} shared, {billions(parameters.per_expert)} per expert"
         quants = ", ".join(f"{name} {size(count)}" for name, count in (self.gguf_bytes or {}).items())
@@ -92,8 +94,7 @@ def preview_recipe(path: Path, sources: Sources | None = None, **options: Any) -
         loaded = load_recipe(path)
         plan = plan_recipe(loaded, sources or Sources(path.parent, **options))
     except RecipeError as error:
-        failed = any(isinstance(finding, f.SourceUnavailable) for finding in error.findings)
-        return _failed(path, error.findings, source_failed=failed)
+        return _failed(path, error.findings, source_failed=isinstance(error, SourcesUnavailable))
     return preview_of(plan, str(path))
 
 
@@ -129,8 +130,9 @@ def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
         found = list(loaded.findings)
         named: list[tuple[tuple[str | int, ...], str]] = [(("base_model",), loaded.recipe.base_model)]
         named += [
-            (("experts", index, "source_model"), expert.source_model)
-            for index, expert in enumerate(loaded.recipe.experts)
+            ((section, index, "source_model"), expert.source_model)
+            for section in ("experts", "shared_experts")
+            for index, expert in enumerate(getattr(loaded.recipe, section) or ())
         ]
         said: set[object] = set()
         for place, text in named:
@@ -143,7 +145,8 @@ def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
                     if isinstance(error, LocalNotAllowedError)
                     else f.SourceUnavailable(line, problem=str(error))
                 )
-        raise RecipeError(found, str(loaded.path))
+        refused = any(isinstance(finding, f.LocalNotAllowed) for finding in found)
+        raise (RecipeError if refused else SourcesUnavailable)(found, str(loaded.path))
     return build_plan(loaded, opened)
 
 

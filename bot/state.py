@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import UsageError
-from merge.writer import write_atomically, writing
+from merge.files import write_atomically, writing
 
 STATE = "state.json"
 LOCK = ".moerge.lock"

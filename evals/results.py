@@ -12,7 +12,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class SourceUsed:
-    """A source model, pinned: where its bytes came from and how many of its tensors the result uses."""
+    """A source model, pinned: where its bytes came from, how many tensors it has, and how many of them nothing reads."""
 
     name: str
     commit: str | None

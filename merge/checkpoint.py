@@ -54,6 +54,8 @@ class Checkpoint:
     license: str | None = None
     why_no_headers: str | None = None
     fingerprint: str = field(default="")
+    # SHA-256 by file name, where the Hub tells it (LFS files).
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_hub(self) -> bool:

@@ -29,6 +29,12 @@ class RecipeError(MoergeError):
         super().__init__("\n".join(finding.located(path) for finding in self.findings))
 
 
+class SourcesUnavailable(RecipeError):
+    """The recipe may be right, but sources it names could not be asked: its findings say which, and at which line."""
+
+    exit_code = 4
+
+
 class UsageError(MoergeError):
     """The command was called wrongly: an option or a path that cannot be meant."""
 

@@ -34,8 +34,8 @@ from merge.checkpoint import Checkpoint
 from merge.errors import MoergeError, SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
+from merge.files import write_atomically, writing
 from merge.forward import Batch, Progress, StreamedModel
-from merge.writer import write_atomically, writing
 
 # Part of every content address: to be raised when the same inputs give other gates.
 ALGORITHM = 1

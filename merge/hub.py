@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +25,10 @@ from merge.checkpoint import (
     parse_header,
     weight_files,
 )
+from merge.download import download
 from merge.errors import SourceError
 from merge.pickles import read_pickle
+from merge.progress import progress
 from merge.reference import ModelReference
 from merge.tensors import TensorInfo
 from merge.zip_layout import RandomAccess
@@ -72,35 +74,44 @@ class Hub:
             tensors=self._headers(reference, commit, shards, files) if shards else None,
             files=files,
             commit=commit,
+            sha256={file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None},
             license=card.license if card is not None and isinstance(card.license, str) else None,
             why_no_headers=None if shards else missing_weights(files),
             fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
         )
 
-    def download(self, checkpoint: Checkpoint, files: Iterable[str], progress: Callable[[str], None]) -> Checkpoint:
-        """The same checkpoint with `files` of it on this machine, in the client's own cache.
+    def download(self, checkpoint: Checkpoint, files: Iterable[str]) -> Checkpoint:
+        """The same checkpoint with `files` of it on this machine, in a folder beside the client's cache.
 
-        A download that was cut off goes on where it stopped; a file whose size is not the repository's is an error.
+        A download that was cut off goes on where it stopped; what is not the repository's file is an error.
         """
         path, _, commit = checkpoint.key.rpartition("@")
-        folder: Path | None = None
+        folder = _store() / path.replace("/", "--") / commit
         tensors = dict(checkpoint.tensors or {})
         wanted = sorted(set(files))
-        for number, file in enumerate(wanted, start=1):
-            size = checkpoint.files.get(file, 0)
-            progress(f"{path}: {file} ({number} of {len(wanted)}, {size / 1e6:,.0f} MB)")
-            with _readable(f"{path}/{file}", self.api.endpoint):
-                local = Path(self.api.hf_hub_download(path, file, revision=commit))
-            if local.stat().st_size != size:
-                raise SourceError(
-                    f"{path}/{file}: {local.stat().st_size} bytes on disk, {size} on the Hub; delete {local} and try again"
-                )
-            folder = local.parent
-            if local.suffix == ".bin":
-                tensors |= _placed(local, f"{path}/{file}", file, tensors)
-        if folder is None:
-            raise SourceError(f"{path}: nothing of it is needed")
+        total = sum(checkpoint.files.get(file, 0) for file in wanted)
+        with progress(f"download of {path}", total) as shown:
+            for file in wanted:
+                self._fetch(checkpoint, file, folder / file, shown.advance)
+                if file.endswith(".bin"):
+                    tensors |= _placed(folder / file, f"{path}/{file}", file, tensors)
         return replace(checkpoint, folder=folder, tensors=tensors if checkpoint.tensors is not None else None)
+
+    def _fetch(self, checkpoint: Checkpoint, file: str, target: Path, advance: Callable[[int], None]) -> None:
+        """One file of the repository to `target`: linked where the client's cache has it, else downloaded."""
+        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        path, _, commit = checkpoint.key.rpartition("@")
+        size, sha256 = checkpoint.files.get(file, 0), checkpoint.sha256.get(file)
+        cached = try_to_load_from_cache(path, file, revision=commit)
+        if not target.is_file() and isinstance(cached, str) and Path(cached).stat().st_size == size:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                target.symlink_to(Path(cached).resolve())
+        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
+        with _readable(f"{path}/{file}", self.api.endpoint):
+            download(url, build_hf_headers(token=self.api.token), target, size=size, sha256=sha256, advance=advance)
 
     def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
         """A JSON file, through the client's cache: a second look at the same commit asks nothing."""
@@ -163,6 +174,13 @@ class Hub:
         if len(body) != stop - start:
             raise SourceError(f"{path}/{file}: the Hub sent {len(body)} of {stop - start} bytes asked for")
         return body
+
+
+def _store() -> Path:
+    """Where downloaded sources lie: beside the client's cache, as `owner--name/commit/`."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).parent / "moerge"
 
 
 def _placed(local: Path, shown: str, file: str, planned: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

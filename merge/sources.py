@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +75,10 @@ class Sources:
         self,
         needed: Mapping[str, Iterable[str]],
         checkpoints: Mapping[str, Checkpoint],
-        progress: Callable[[str], None],
     ) -> dict[str, Checkpoint]:
         """Bring the needed files of each checkpoint (by key) to this machine; local ones are there already."""
         return {
-            key: self.hub.download(checkpoint, needed[key], progress) if checkpoint.is_hub else checkpoint
+            key: self.hub.download(checkpoint, needed[key]) if checkpoint.is_hub else checkpoint
             for key, checkpoint in checkpoints.items()
         }
 

@@ -8,13 +8,11 @@ off goes on behind the last finished shard.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ import torch
 from merge.checkpoint import INDEX, SINGLE, Checkpoint
 from merge.errors import DestinationError, SourceError
 from merge.evaluate import Evaluator
-from merge.expr import Read, nbytes
+from merge.expr import Read, nbytes, pieces
+from merge.files import sync_folder, write_atomically, writing
 from merge.plan import MergePlan, OutputTensor
 
 # Shards of at most this many bytes: the size the Hub's own tools use.
@@ -118,10 +117,11 @@ def _write_shard(tensors: list[OutputTensor], evaluator: Evaluator, path: Path, 
     with temporary.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         for tensor in tensors:
-            if isinstance(tensor.expr, Read):
-                _copy_bytes(*evaluator.files[tensor.expr.source].place(tensor.expr.tensor), file.fileno(), advance)
-            else:
-                for part in evaluator.slices(tensor.expr):
+            for piece in pieces(tensor.expr):
+                if isinstance(piece, Read):
+                    _copy_bytes(*evaluator.files[piece.source].place(piece.tensor), file.fileno(), advance)
+                    continue
+                for part in evaluator.slices(piece):
                     data = memoryview(part.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
                     _write_all(file.fileno(), data)
                     advance(data.nbytes)
@@ -166,40 +166,6 @@ def _copy_companion(source: Path, target: Path) -> None:
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error.strerror})") from None
     write_atomically(target, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def writing(what: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise DestinationError(f"{error.filename or what}: cannot be written ({error.strerror or error})") from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(value: Any) -> bytes:

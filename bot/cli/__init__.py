@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from merge import __version__
-from merge.errors import MoergeError
+from merge.errors import MoergeError, RecipeError
 
-COMMANDS = ("preview", "build", "publish", "merge", "gates", "quantize", "schema", "hub")
+COMMANDS = ("preview", "build", "publish", "card", "merge", "gates", "quantize", "plan", "action", "schema", "hub")
 CRASH = 5
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoergeError as error:
         if args.debug:
             raise
-        print(error if error.exit_code == 1 else f"moerge: {error}", file=sys.stderr)
+        print(error if isinstance(error, RecipeError) else f"moerge: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("moerge: stopped", file=sys.stderr)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     files = base_files(recipe.gate_mode, base)
     if files and base.why_no_headers is not None:
         raise SourceError(f"{base.name}: it has no safetensors weights, which gate_mode {recipe.gate_mode!r} needs")
-    local = sources.fetch({base.key: files}, {base.key: base}, say) if files else {}
+    local = sources.fetch({base.key: files}, {base.key: base}) if files else {}
     folder = local[base.key].folder if local else None
     prompts = [ExpertPrompts(expert.positive_prompts, expert.negative_prompts) for expert in recipe.experts]
     with progress("gates", plan.config["num_hidden_layers"], "layer") as bar:

@@ -19,8 +19,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def source_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `merge.sources.Sources` that the command line gives. HF_TOKEN is read here, once."""
-    return {"models": args.models, "token": os.environ.get("HF_TOKEN") or None}
+    """The arguments of `merge.sources.Sources` that the command line gives."""
+    return {"models": args.models, **hub_options()}
+
+
+def hub_options() -> dict[str, str | None]:
+    """The Hub and the token that the environment names, read when a command runs and passed on call by call."""
+    return {"endpoint": os.environ.get("HF_ENDPOINT") or None, "token": os.environ.get("HF_TOKEN") or None}
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

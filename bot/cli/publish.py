@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
+
+from bot.cli.options import hub_options
 
 HELP = "publish a build to the Hub: one commit for the GGUF files, one for the model, and a tag"
 
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from bot.publish import publish
     from merge.errors import NothingToDo
 
-    publication = publish(args.folder, token=os.environ.get("HF_TOKEN") or None, dry_run=args.dry_run)
+    publication = publish(args.folder, **hub_options(), dry_run=args.dry_run)
     if args.dry_run:
         print("\n".join(change.to_text() for change in publication.repositories))
         return 0
