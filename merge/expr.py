@@ -25,11 +25,51 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The router of one layer, from the calibrated gates: shape (experts, hidden)."""
+    """Rows of one layer's calibrated gates, from row `first` on: the router, shape (experts, hidden), or the gate of a
+    shared expert, shape (1, hidden)."""
 
     layer: int
     dtype: str
     shape: tuple[int, ...]
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Nothing but zeros: what an architecture asks for and the sources do not have."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """`xs`, of one dtype, one after the other along the first dimension."""
+
+    xs: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> str:
+        return self.xs[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(x.shape[0] for x in self.xs), *self.xs[0].shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """`xs`, of one dtype and shape, as one: shape (number of xs, …)."""
+
+    xs: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> str:
+        return self.xs[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.xs), *self.xs[0].shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +117,7 @@ class Noise:
         return self.x.shape
 
 
-Expr = Read | Gate | Cast | Scale | Noise
+Expr = Read | Gate | Zeros | Concat | Stack | Cast | Scale | Noise
 
 
 def cast(x: Expr, dtype: str) -> Expr:
@@ -95,9 +135,24 @@ def nbytes(x: Expr) -> int:
     return elements(x) * SIZES[x.dtype]
 
 
+def pieces(x: Expr) -> Iterator[Expr]:
+    """The expressions whose bytes, one after the other, are those of `x`."""
+    if isinstance(x, Concat | Stack):
+        for part in x.xs:
+            yield from pieces(part)
+    else:
+        yield x
+
+
 def reads(x: Expr) -> Iterator[Read]:
     """The source tensors that `x` is made of."""
-    if isinstance(x, Read):
-        yield x
-    elif not isinstance(x, Gate):
-        yield from reads(x.x)
+    match x:
+        case Read():
+            yield x
+        case Gate() | Zeros():
+            return
+        case Concat() | Stack():
+            for part in x.xs:
+                yield from reads(part)
+        case _:
+            yield from reads(x.x)

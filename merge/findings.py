@@ -286,7 +286,7 @@ class EmptyPrompt(Finding):
 
     id = "empty-prompt"
     level = ERROR
-    message = "prompt {index} of expert {number} is empty"
+    message = "prompt {index} of {expert} is empty"
 
 
 class IdenticalPrompts(Finding):
@@ -336,7 +336,7 @@ class LargeNoise(Finding):
 
     id = "large-noise"
     level = WARNING
-    message = "noise_scale {value} of expert {number} is as large as the weights themselves (about 0.02)"
+    message = "noise_scale {value} of {expert} is as large as the weights themselves (about 0.02)"
 
 
 # ------------------------------------------------------------------------------------------------------------- the sources
@@ -446,7 +446,9 @@ class OtherVocabulary(Finding):
 
     id = "other-vocabulary"
     level = NOTICE
-    message = "{model} has a vocabulary of {value}, the base one of {base_value}: the base's is used, and no expert's matters"
+    message = (
+        "{model} has a vocabulary of {value}, the base one of {base_value}: the base's is used, and no expert's matters"
+    )
 
 
 class TooManySharedExperts(Finding):

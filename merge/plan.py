@@ -18,8 +18,9 @@ from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
 from merge.expr import Expr, Gate, Noise, Read, Scale, cast, elements, nbytes, reads
 from merge.families import FAMILIES, families_for, families_named
-from merge.families.dense import MLP_PARTS, ConfigError, DenseModel, dense_model, mlp_tensor
+from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
+from merge.families.model_types import MLP_PARTS
 from merge.recipe import RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
 from merge.tensors import TensorInfo
@@ -63,6 +64,7 @@ class MergePlan:
     sources: Mapping[str, Checkpoint]
     base: str
     experts: tuple[str, ...]
+    experts_per_token: int
     shared_experts: tuple[str, ...]
     gated: tuple[Expert, ...]
     companions: tuple[str, ...]
@@ -174,6 +176,7 @@ class _Planner:
             sources=sources,
             base=self.base.key,
             experts=tuple(checkpoint.key for checkpoint in self.experts),
+            experts_per_token=self.recipe.experts_per_token,
             shared_experts=tuple(checkpoint.key for checkpoint in self.shared),
             gated=self.gated(family),
             companions=self.base.companions,

@@ -142,7 +142,9 @@ class Recipe(_Section):
     gate_mode: Literal[GATE_MODES] = Field("hidden", description="how the router is made from the prompts")  # type: ignore[valid-type]
     dtype: Literal[DTYPES] | None = Field(None, description="the result's dtype; the base's own where absent")  # type: ignore[valid-type]
     experts_per_token: int = Field(2, ge=1, le=1024, description="experts that each token is sent to")
-    shared_experts: Annotated[tuple[Expert, ...], _LIST] | None = Field(None)
+    shared_experts: Annotated[tuple[Expert, ...], _LIST] | None = Field(
+        None, description="experts that run for every token, in families that have them"
+    )
     architecture: Line | None = Field(None, description="the family of the result; chosen by the base where absent")
     release: Release = Release()
     build: Build = Build()
@@ -157,7 +159,8 @@ class Recipe(_Section):
     @property
     def references(self) -> tuple[ModelReference, ...]:
         """The models of the recipe in order, the base first, each once."""
-        texts = [self.base_model, *(expert.source_model for expert in self.experts)]
+        experts = (*self.experts, *(self.shared_experts or ()))
+        texts = [self.base_model, *(expert.source_model for expert in experts)]
         return tuple(dict.fromkeys(parse_reference(text) for text in texts))
 
     def identity(self) -> str:
@@ -244,16 +247,13 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
         yield f.ManyExpertsPerToken(document.line(("experts_per_token",)), experts=count)
     if count > 1 and len({expert.source_model for expert in recipe.experts}) == 1:
         yield f.AllExpertsSame(document.line(("experts",)), experts=count, model=recipe.experts[0].source_model)
-    for index, expert in enumerate(recipe.experts):
+    for section, index, expert in _all_experts(recipe):
         if expert.noise_scale is not None and expert.noise_scale >= WEIGHT_STD:
-            line = document.line(("experts", index, "noise_scale"))
-            yield f.LargeNoise(line, value=expert.noise_scale, number=index + 1)
+            line = document.line((section, index, "noise_scale"))
+            yield f.LargeNoise(line, value=expert.noise_scale, expert=_where((section, index)))
         for key in ("expert", "prompts_file"):
             if getattr(expert, key) is not None:
-                yield f.NotSupportedYet(document.line(("experts", index, key)), key=key, hint="")
-    if recipe.shared_experts:
-        hint = "; Mixtral models have no shared experts"
-        yield f.NotSupportedYet(document.line(("shared_experts",)), key="shared_experts", hint=hint)
+                yield f.NotSupportedYet(document.line((section, index, key)), key=key, hint="")
     for section, key in (
         ("router", "expand"), ("router", "prompts_file"), ("router", "regularisation"),
         ("release", "collection"), ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
@@ -263,9 +263,16 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
             yield f.KeyWithoutEffect(document.line((section, key)), key=f"{section}.{key}")
 
 
+def _all_experts(recipe: Recipe) -> Iterator[tuple[str, int, Expert]]:
+    """Every expert with the section and the place in it where it stands."""
+    for section, experts in (("experts", recipe.experts), ("shared_experts", recipe.shared_experts or ())):
+        for index, expert in enumerate(experts):
+            yield section, index, expert
+
+
 def _check_references(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
     places: list[tuple[yaml_file.Path, str]] = [(("base_model",), recipe.base_model)]
-    places += [(("experts", index, "source_model"), e.source_model) for index, e in enumerate(recipe.experts)]
+    places += [((key, index, "source_model"), expert.source_model) for key, index, expert in _all_experts(recipe)]
     for place, text in places:
         try:
             parse_reference(text)
@@ -274,12 +281,12 @@ def _check_references(recipe: Recipe, document: Document) -> Iterator[f.Finding]
 
 
 def _check_prompts(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
-    for index, expert in enumerate(recipe.experts):
+    for section, index, expert in _all_experts(recipe):
         for key in ("positive_prompts", "negative_prompts"):
             for number, prompt in enumerate(getattr(expert, key)):
                 if not prompt.strip():
-                    line = document.line(("experts", index, key, number))
-                    yield f.EmptyPrompt(line, index=number + 1, number=index + 1)
+                    line = document.line((section, index, key, number))
+                    yield f.EmptyPrompt(line, index=number + 1, expert=_where((section, index)))
     if not recipe.needs_prompts:
         if any(expert.positive_prompts for expert in recipe.experts):
             yield f.UnusedPrompts(document.line(("gate_mode",)), mode=recipe.gate_mode)
@@ -389,7 +396,7 @@ def _where(path: yaml_file.Path) -> str:
     if not path:
         return "the recipe"
     if path[0] in ("experts", "shared_experts") and len(path) >= 2 and isinstance(path[1], int):
-        return f"expert {path[1] + 1}"
+        return f"{'shared ' if path[0] == 'shared_experts' else ''}expert {path[1] + 1}"
     return _dotted(path)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.plan import MergePlan, build_plan
 from merge.recipe import LoadedRecipe, parse_recipe
 from merge.sources import Sources
 from tests.quants import tiny
 
-CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig}
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -31,11 +31,11 @@ def save_dense(
 ) -> Path:
     """A dense model with random weights and a tokenizer, in `folder`."""
     torch.manual_seed(seed)
-    config = CONFIGS[model_type](**(SIZES | changes))
+    config = CONFIG_MAPPING[model_type](**(SIZES | changes))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.dim() == 1:  # norms of ones and biases of zeros would hide a mistake
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.1)
     model.save_pretrained(folder)
     tiny.byte_fallback(folder)
     return folder

@@ -1,40 +1,34 @@
 """The families of mixture-of-experts models that a merge can make, one module each.
 
 A family says which dense models it takes, what the result's config.json is, and what each tensor is called in the result.
-To add one, copy `mixtral.py` and list it in FAMILIES.
+To add one, copy `mixtral.py` and list it in FAMILIES; a dense model_type that is new goes into `model_types.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import re
 
-from merge.families import mixtral
-from merge.families.dense import DenseModel
+from merge.families import mixtral, qwen3_moe
+from merge.families.family import Family
 
-
-class Family(Protocol):
-    """What a family's module provides."""
-
-    NAME: str
-    TITLE: str
-    ACCEPTS: tuple[str, ...]
-
-    def router_tensor(self, layer: int) -> str: ...
-    def expert_tensor(self, layer: int, expert: int, part: str) -> str: ...
-    def keeps(self, tensor: str) -> bool: ...
-    def output_config(
-        self, base: DenseModel, experts: int, experts_per_token: int, torch_dtype: str
-    ) -> dict[str, Any]: ...
+# In the order in which they are tried where a recipe names none; Mixtral first, as in mergekit.
+FAMILIES: tuple[Family, ...] = (mixtral, qwen3_moe)
 
 
-FAMILIES: tuple[Family, ...] = (mixtral,)
+def families_named(name: str) -> list[Family]:
+    """The families that a recipe's `architecture` may mean. As in mergekit, the beginning of a name is enough."""
+    word = _plain(name)
+    return [
+        family
+        for family in FAMILIES
+        if word and any(_plain(known).startswith(word) for known in (family.NAME, family.TITLE, *family.ALIASES))
+    ]
 
 
-def find_family(name: str) -> Family | None:
-    """The family a recipe's `architecture` names. As in mergekit, the beginning of a name is enough."""
-    return next((family for family in FAMILIES if family.NAME.startswith(name.lower())), None) if name else None
+def families_for(model_type: str) -> list[Family]:
+    """The families that take a dense base of this model_type."""
+    return [family for family in FAMILIES if model_type in family.ACCEPTS]
 
 
-def family_for(model_type: str) -> Family | None:
-    """The family a dense base of this model_type goes to when the recipe names none."""
-    return next((family for family in FAMILIES if model_type in family.ACCEPTS), None)
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

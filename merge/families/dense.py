@@ -1,36 +1,24 @@
-"""What a dense Llama-shaped model is, from its config.json: sizes, tensors, RoPE. The input side of every family.
+"""What a dense model is, from its config.json: sizes, tensors, RoPE, windows. The input side of every family.
 
-Names and defaults are those of transformers' own configuration classes
-(https://github.com/huggingface/transformers/tree/main/src/transformers/models): a key that config.json leaves out means the
-class's default, and the classes do not all have the same.
+What the model types have in common stands here; what differs, in `model_types.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-# By model_type: what an absent key means. `None` for head_dim: hidden_size / num_attention_heads.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "rope_theta": 10000.0, "hidden_act": "silu",
-        "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "sliding_window": None,
-        "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
-    },
-    "mistral": {
-        "rms_norm_eps": 1e-6, "max_position_embeddings": 4096 * 32, "rope_theta": 10000.0, "hidden_act": "silu",
-        "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "sliding_window": 4096,
-        "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
-    },
-}  # fmt: skip
+from merge.families.model_types import ATTENTION, MLP_PARTS, MODEL_TYPES, ModelType
+
+# By model_type: what an absent key means.
+DEFAULTS: dict[str, Mapping[str, Any]] = {name: kind.defaults for name, kind in MODEL_TYPES.items()}
 # Far above any model that exists; a larger number in a config is a mistake or an attack.
 MAX_LAYERS = 1000
 MAX_SIZE = 2**24
-
-# The three matrices of a gated MLP, in the order the families list them.
-MLP_PARTS = ("gate_proj", "down_proj", "up_proj")
+# The kinds of attention that `layer_types` names: without and with a sliding window.
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class ConfigError(ValueError):
@@ -39,8 +27,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A dense decoder's shape. `rope_scaling` is None for the plain RoPE, otherwise the parameters with their
-    `rope_type`."""
+    """A dense decoder's shape. `rope_scaling` is None for the plain RoPE, otherwise the parameters with their `rope_type`.
+    `sliding_window` is None where no layer has one, and `sliding_layers` says for each layer whether it has. `biased` names
+    the projections with a bias. `carried` are the model type's own numbers (Granite's multipliers), by config key."""
 
     model_type: str
     vocab_size: int
@@ -51,16 +40,17 @@ class DenseModel:
     kv_heads: int
     head_dim: int
     hidden_act: str
-    rms_norm_eps: float
+    norm_eps: float
     max_position_embeddings: int
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None
     sliding_window: int | None
+    sliding_layers: tuple[bool, ...]
     tied: bool
-    attention_bias: bool
-    mlp_bias: bool
+    biased: frozenset[str]
     initializer_range: float
     token_ids: Mapping[str, Any]
+    carried: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rope(self) -> str:
@@ -68,27 +58,64 @@ class DenseModel:
         scaling = self.rope_scaling
         return f"theta {self.rope_theta:g}" + (f", {scaling['rope_type']} scaling" if scaling else "")
 
+    @property
+    def attention_bias(self) -> bool:
+        """Whether all four projections of the attention have a bias."""
+        return self.biased.issuperset(ATTENTION)
+
+    def shared_config(self, architecture: str, torch_dtype: str) -> dict[str, Any]:
+        """The part of the result's config.json that says what the base's said. RoPE in the spelling that transformers 4 and
+        5, vLLM and llama.cpp all read; the window belongs to the families that have one."""
+        config = {
+            "architectures": [architecture],
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": self.hidden_act,
+            "max_position_embeddings": self.max_position_embeddings,
+            "initializer_range": self.initializer_range,
+            "rms_norm_eps": self.norm_eps,
+            "use_cache": True,
+            "tie_word_embeddings": self.tied,
+            "rope_theta": self.rope_theta,
+            "attention_dropout": 0.0,
+            "output_router_logits": False,
+            "torch_dtype": torch_dtype,
+            **self.token_ids,
+        }
+        if self.rope_scaling:
+            config["rope_scaling"] = dict(self.rope_scaling)
+        return config
+
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor of the checkpoint with its shape, in the order of the layers."""
+        kind = MODEL_TYPES[self.model_type]
         hidden, query, key = self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = {
+            "q_proj": (query, hidden),
+            "k_proj": (key, hidden),
+            "v_proj": (key, hidden),
+            "o_proj": (hidden, query),
+        }
         yield "model.embed_tokens.weight", (self.vocab_size, hidden)
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."
-            yield prefix + "input_layernorm.weight", (hidden,)
-            for name, rows, columns in (
-                ("q_proj", query, hidden),
-                ("k_proj", key, hidden),
-                ("v_proj", key, hidden),
-                ("o_proj", hidden, query),
-            ):
-                yield f"{prefix}self_attn.{name}.weight", (rows, columns)
-                if self.attention_bias:
-                    yield f"{prefix}self_attn.{name}.bias", (rows,)
-            yield prefix + "post_attention_layernorm.weight", (hidden,)
+            for norm in kind.norms:
+                yield f"{prefix}{norm}.weight", (hidden,)
+            for name, shape in attention.items():
+                yield f"{prefix}self_attn.{name}.weight", shape
+                if name in self.biased:
+                    yield f"{prefix}self_attn.{name}.bias", shape[:1]
+            for norm, size in zip(kind.head_norms, (query, key), strict=bool(kind.head_norms)):
+                yield f"{prefix}self_attn.{norm}.weight", (size if kind.norms_all_heads else self.head_dim,)
             for part in MLP_PARTS:
                 rows, columns = self.mlp_shape(part)
                 yield mlp_tensor(layer, part), (rows, columns)
-                if self.mlp_bias:
+                if part in self.biased:
                     yield mlp_tensor(layer, part, "bias"), (rows,)
         yield "model.norm.weight", (hidden,)
         if not self.tied:
@@ -114,34 +141,32 @@ def mlp_tensor(layer: int, part: str, kind: str = "weight") -> str:
 def dense_model(config: Mapping[str, Any]) -> DenseModel:
     """Read a dense model's config.json. Raises ConfigError where a value is missing or cannot be."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DEFAULTS:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ConfigError(f"model_type {model_type!r} is not a dense model we know")
-    defaults = DEFAULTS[model_type]
+    kind = MODEL_TYPES[model_type]
 
     def get(key: str) -> Any:
         value = config.get(key)
-        return defaults.get(key) if value is None and key != "sliding_window" else value
+        return kind.defaults.get(key) if value is None else value
 
     heads = _size(config, "num_attention_heads")
     hidden = _size(config, "hidden_size")
-    kv_heads = heads if config.get("num_key_value_heads") is None else _size(config, "num_key_value_heads")
-    if config.get("num_key_value_heads") is None and model_type == "mistral":
-        kv_heads = 8
-    if config.get("head_dim") is None:
+    # An absent key means the class's default, but `null` means one for each query head.
+    kv_heads = config.get("num_key_value_heads", kind.defaults["num_key_value_heads"])
+    kv_heads = heads if kv_heads is None else _size({"num_key_value_heads": kv_heads}, "num_key_value_heads")
+    if (head_dim := get("head_dim")) is None:
         if hidden % heads:
             raise ConfigError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
         head_dim = hidden // heads
-    else:
-        head_dim = _size(config, "head_dim")
+    head_dim = _size({"head_dim": head_dim}, "head_dim")
     if heads % kv_heads:
         raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     layers = _size(config, "num_hidden_layers")
     if layers > MAX_LAYERS:
         raise ConfigError(f"num_hidden_layers is {layers}, more than any model has")
-    window = config["sliding_window"] if "sliding_window" in config else defaults["sliding_window"]
-    if window is not None and (type(window) is not int or window <= 0):
-        raise ConfigError(f"sliding_window is {window!r}")
-    theta, scaling = _rope(config, defaults["rope_theta"])
+    window, sliding_layers = _windows(config, kind, layers)
+    theta, scaling = _rope(config, kind.defaults["rope_theta"])
+    biases = {name for key, names in kind.biases.items() if _flag(get(key), key) for name in names}
     return DenseModel(
         model_type=model_type,
         vocab_size=_size(config, "vocab_size"),
@@ -152,17 +177,49 @@ def dense_model(config: Mapping[str, Any]) -> DenseModel:
         kv_heads=kv_heads,
         head_dim=head_dim,
         hidden_act=_text(get("hidden_act"), "hidden_act"),
-        rms_norm_eps=_positive(get("rms_norm_eps"), "rms_norm_eps"),
+        norm_eps=_positive(get(kind.eps_key), kind.eps_key),
         max_position_embeddings=int(_positive(get("max_position_embeddings"), "max_position_embeddings")),
         rope_theta=theta,
         rope_scaling=scaling,
         sliding_window=window,
+        sliding_layers=sliding_layers,
         tied=_flag(get("tie_word_embeddings"), "tie_word_embeddings"),
-        attention_bias=_flag(get("attention_bias"), "attention_bias"),
-        mlp_bias=_flag(get("mlp_bias"), "mlp_bias"),
+        biased=frozenset(biases | set(kind.always_biased)),
         initializer_range=_positive(get("initializer_range"), "initializer_range"),
-        token_ids={key: _token_id(config.get(key, defaults[key]), key) for key in defaults if key.endswith("token_id")},
+        token_ids={
+            key: _token_id(config.get(key, default), key)
+            for key, default in kind.defaults.items()
+            if key.endswith("token_id")
+        },
+        carried={key: _positive(get(key), key) for key in kind.carried},
     )
+
+
+def _windows(config: Mapping[str, Any], kind: ModelType, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+    """The sliding window, and which layers have it: none, all, or (Qwen) those from `max_window_layers` on."""
+    nowhere = None, (False,) * layers
+    if kind.windows == "none":  # such a model ignores the key
+        return nowhere
+    window = config.get("sliding_window", kind.defaults["sliding_window"])
+    if window is not None and (type(window) is not int or window <= 0):
+        raise ConfigError(f"sliding_window is {window!r}")
+    if window is None:
+        return nowhere
+    if kind.windows == "all layers":
+        return window, (True,) * layers
+    if not _flag(config.get("use_sliding_window") or False, "use_sliding_window"):
+        return nowhere
+    types = config.get("layer_types")
+    if types is None:
+        first = config.get("max_window_layers", kind.defaults["max_window_layers"])
+        if type(first) is not int or first < 0:
+            raise ConfigError(f"max_window_layers is {first!r}")
+        sliding = tuple(layer >= first for layer in range(layers))
+    elif not isinstance(types, list) or len(types) != layers or any(name not in LAYER_TYPES for name in types):
+        raise ConfigError(f"layer_types is not a list of {' and '.join(LAYER_TYPES)} for {layers} layers")
+    else:
+        sliding = tuple(name == LAYER_TYPES[1] for name in types)
+    return (window, sliding) if any(sliding) else nowhere
 
 
 def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Mapping[str, Any] | None]:
@@ -170,6 +227,8 @@ def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Mappi
     both = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(both, dict):
         raise ConfigError("rope_scaling is not a mapping")
+    if any(isinstance(value, dict) for value in both.values()):
+        raise ConfigError("rope_parameters differ from layer to layer")
     scaling = {key: value for key, value in both.items() if key not in ("rope_theta", "type")}
     scaling.setdefault("rope_type", both.get("type", "default"))
     theta = both.get("rope_theta", config.get("rope_theta"))

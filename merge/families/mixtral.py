@@ -7,61 +7,50 @@ weights of the chosen ones are scaled to sum to one, so experts equal to the bas
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from merge.expr import Expr
 from merge.families.dense import DenseModel
+from merge.families.family import NO_SHARED, Block, Mixture
 
 NAME = "mixtral"
 TITLE = "Mixtral"
+ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("llama", "mistral")
+SHARED = NO_SHARED
+NORMALISES = True
+GGUF = True
+WINDOW = True
 
 _PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
-def router_tensor(layer: int) -> str:
-    """The Hub's name of a layer's router, shape (experts, hidden)."""
-    return f"model.layers.{layer}.block_sparse_moe.gate.weight"
-
-
-def expert_tensor(layer: int, expert: int, part: str) -> str:
-    """The Hub's name of an expert's matrix; `part` is the dense model's name of it (gate_proj, down_proj, up_proj)."""
-    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{_PARTS[part]}.weight"
+def lacks(base: DenseModel) -> Iterator[str]:
+    """What the base has and a Mixtral model cannot have: nothing; of a sliding window it has the same."""
+    yield from ()
 
 
 def keeps(tensor: str) -> bool:
-    """Whether a Mixtral model has a place for this tensor of the dense model, under the same name. It has for everything
-    but the MLP and any bias."""
+    """Everything but the MLP and any bias."""
     return ".mlp." not in tensor and not tensor.endswith(".bias")
 
 
-def output_config(base: DenseModel, experts: int, experts_per_token: int, torch_dtype: str) -> dict[str, Any]:
-    """config.json of the result. RoPE in the spelling that transformers 4 and 5, vLLM and llama.cpp all read."""
-    config = {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
-        "vocab_size": base.vocab_size,
-        "hidden_size": base.hidden_size,
-        "intermediate_size": base.intermediate_size,
-        "num_hidden_layers": base.layers,
-        "num_attention_heads": base.heads,
-        "num_key_value_heads": base.kv_heads,
-        "head_dim": base.head_dim,
-        "hidden_act": base.hidden_act,
-        "max_position_embeddings": base.max_position_embeddings,
-        "initializer_range": base.initializer_range,
-        "rms_norm_eps": base.rms_norm_eps,
-        "use_cache": True,
-        "tie_word_embeddings": base.tied,
-        "rope_theta": base.rope_theta,
+def block_tensors(block: Block) -> Iterator[tuple[str, Expr]]:
+    """The router and the experts' matrices."""
+    at = f"model.layers.{block.layer}.block_sparse_moe"
+    yield f"{at}.gate.weight", block.router
+    for index, expert in enumerate(block.experts):
+        for part, name in _PARTS.items():
+            yield f"{at}.experts.{index}.{name}.weight", expert[part]
+
+
+def output_config(base: DenseModel, mixture: Mixture) -> dict[str, Any]:
+    """config.json of the result."""
+    return base.shared_config("MixtralForCausalLM", mixture.torch_dtype) | {
+        "model_type": NAME,
         "sliding_window": base.sliding_window,
-        "attention_dropout": 0.0,
-        "num_local_experts": experts,
-        "num_experts_per_tok": experts_per_token,
-        "output_router_logits": False,
+        "num_local_experts": mixture.experts,
+        "num_experts_per_tok": mixture.per_token,
         "router_aux_loss_coef": 0.001,
-        "torch_dtype": torch_dtype,
-        **base.token_ids,
     }
-    if base.rope_scaling:
-        config["rope_scaling"] = dict(base.rope_scaling)
-    return config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, MistralConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.checkpoint import open_folder
 from merge.errors import RecipeError, SourceError
@@ -51,11 +51,19 @@ def test_a_dense_model_s_config_lists_the_tensors_of_its_checkpoint(tmp_path: Pa
             assert dict(dense_model(checkpoint.config).tensors()) == found
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [("llama", LlamaConfig), ("mistral", MistralConfig)])
-def test_a_key_absent_from_config_json_means_what_transformers_makes_of_it(model_type: str, kind: type) -> None:
-    theirs = kind().to_dict()
+@pytest.mark.parametrize("model_type", DEFAULTS)
+def test_a_key_absent_from_config_json_means_what_transformers_makes_of_it(model_type: str) -> None:
+    # A window that is not in use is hidden, so it is switched on.
+    switch = {"use_sliding_window": True} if "use_sliding_window" in DEFAULTS[model_type] else {}
+    theirs = CONFIG_MAPPING[model_type](**switch).to_dict()
     for key, value in DEFAULTS[model_type].items():
-        if key == "rope_theta":
+        if key in switch:
+            assert value is False
+        elif key == "head_dim" and value is None:  # worked out from the hidden size
+            assert theirs.get(key) in (None, theirs["hidden_size"] // theirs["num_attention_heads"])
+        elif key == "num_key_value_heads" and value is None:  # as many as query heads
+            assert theirs[key] == theirs["num_attention_heads"]
+        elif key == "rope_theta":
             assert theirs["rope_parameters"]["rope_theta"] == value
         elif key in theirs:
             assert theirs[key] == value, key

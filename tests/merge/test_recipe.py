@@ -73,7 +73,9 @@ BROKEN = {
     "bad repository": (GOOD + "release:\n  repo: mine\n", "bad-repository", 8, "write owner/name"),
     "line break in a tag": (GOOD + 'release:\n  tags: ["a\\nb"]\n', "bad-text", 8, "one line"),
     "expert of a mixture": (GOOD.replace("    positive", "    expert: 1\n    positive", 1), "not-supported-yet", 4, "expert"),
-    "shared experts": (GOOD + "shared_experts: [{source_model: a/b}]\n", "not-supported-yet", 7, "no shared experts"),
+    "shared expert's reference": (GOOD + "shared_experts: [{source_model: ' '}]\n", "bad-model-reference", 7, "' '"),
+    "shared expert's prompt": (GOOD + "shared_experts: [{source_model: a/b, positive_prompts: [' ']}]\n", "empty-prompt", 7,
+                               "prompt 1 of shared expert 1 is empty"),
     "missing folder": (GOOD.replace("a/base", "./nowhere"), "source-unavailable", 1, "no such folder"),
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 def gates_for(plan: MergePlan) -> dict[int, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    experts, hidden = plan.config["num_local_experts"], plan.config["hidden_size"]
+    experts, hidden = len(plan.gated), plan.config["hidden_size"]
     return {n: torch.randn(experts, hidden, generator=generator) for n in range(plan.config["num_hidden_layers"])}
 
 

@@ -1,0 +1,74 @@
+"""What a family's module provides, and what it is given: the mixture of one layer before its tensors have names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from merge.expr import Expr, Gate, Zeros
+from merge.families.dense import DenseModel
+
+# The three matrices of an MLP, by the dense model's name of each: gate_proj, down_proj, up_proj.
+Mlp: TypeAlias = Mapping[str, Expr]
+
+# How a family's shared expert is weighed: there is none, or by a gate of its own, or not at all.
+NO_SHARED, GATED_SHARED, PLAIN_SHARED = "none", "gated", "plain"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the recipe asks for: `experts` experts, `per_token` of them for a token, and perhaps a shared one."""
+
+    experts: int
+    per_token: int
+    has_shared: bool
+    torch_dtype: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The mixture of one layer. `router` has shape (experts, hidden), `shared_gate` (1, hidden); `dtype` is the result's."""
+
+    layer: int
+    base: DenseModel
+    dtype: str
+    router: Gate
+    experts: tuple[Mlp, ...]
+    shared: Mlp | None = None
+    shared_gate: Gate | None = None
+
+    def zeros(self, *shape: int) -> Zeros:
+        """Zeros of this shape in the result's dtype."""
+        return Zeros(self.dtype, shape)
+
+
+class Family(Protocol):
+    """What a family's module provides.
+
+    NAME is the result's model_type; ALIASES are further names that a recipe's `architecture` may begin, mergekit's among
+    them. ACCEPTS are the dense model_types it takes. SHARED says whether it has a shared expert. NORMALISES: whether the
+    weights of a token's experts sum to one, so that experts equal to the base give the base. GGUF: whether llama.cpp has
+    such models. WINDOW: whether it can have the base's sliding window.
+    """
+
+    NAME: str
+    TITLE: str
+    ALIASES: tuple[str, ...]
+    ACCEPTS: tuple[str, ...]
+    SHARED: str
+    NORMALISES: bool
+    GGUF: bool
+    WINDOW: bool
+
+    def lacks(self, base: DenseModel) -> Iterator[str]:
+        """What the base has and such a model cannot have, in words; tensors aside."""
+
+    def keeps(self, tensor: str) -> bool:
+        """Whether such a model has a place for this tensor of the dense model, under the same name."""
+
+    def block_tensors(self, block: Block) -> Iterator[tuple[str, Expr]]:
+        """The tensors that a layer has instead of the dense model's MLP, under the Hub's names."""
+
+    def output_config(self, base: DenseModel, mixture: Mixture) -> dict[str, Any]:
+        """config.json of the result."""
