@@ -138,6 +138,12 @@ class StreamedModel:
     def num_layers(self) -> int:
         return len(self._layers)
 
+    def parameter_sources(self, layer: StreamedLayer) -> dict[str, list[str]]:
+        """By parameter of a layer's module, the tensors that it is made of: those of the experts in turn, part after part
+        (gate, up)."""
+        prefix = self._names[layer.module] + "."
+        return {name: self._sources[prefix + name] for name, _ in layer.module.named_parameters()}
+
     def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows `ids` (n,) of the embedding matrix as stored, (n, H) in the compute dtype on the device. Only these
         rows are read. Raises SourceError where an id has no row."""
@@ -203,6 +209,8 @@ class StreamedModel:
         ids, places = torch.unique(batch.input_ids, return_inverse=True)
         embedding = self._model.get_input_embeddings()
         recorders = [_Recorder() for _ in self._layers]
+        # It concerns gradients alone, and would have to be one of the few rows that are here.
+        embedding.padding_idx = None
         storageless = {"weight": embedding.weight}
         _set_tensors(embedding, {"weight": self.embedding_rows(ids)})
         try:
