@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
 from bot.cli import main
-from merge import gates as gates_module
 from merge.errors import SourceError
 from merge.evaluate import Evaluator, checkpoint_expressions
 from merge.gates import (
@@ -27,6 +26,7 @@ from merge.gates import (
     gates_key,
     gates_path,
     load_gates,
+    mergekit,
     random_gates,
     save_gates,
 )
@@ -272,9 +272,9 @@ def test_a_chat_template_is_never_rendered(tmp_path: Path) -> None:
 
 
 def test_gates_do_not_depend_on_how_prompts_are_batched(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates_module, "HIDDEN_DTYPE", torch.float32)
+    monkeypatch.setattr(mergekit, "HIDDEN_DTYPE", torch.float32)
     together = calibrated(base, "hidden_avg")
-    monkeypatch.setattr(gates_module, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(mergekit, "TOKENS_PER_BATCH", 1)
     torch.testing.assert_close(calibrated(base, "hidden_avg"), together)
 
 

@@ -1,0 +1,165 @@
+"""A router in closed form: a ridge regression from router inputs to experts, without bias.
+
+With X (n, H) the router's inputs, one row per token, and Y (n, E) what each token should go to, centred over the experts,
+
+    W = argmin  sum_i w_i |W x_i - y_i|^2  +  lambda m |W|^2,        m = tr(X' D X) / H,  D = diag(w)
+
+which for one-hot Y is Fisher's linear discriminant up to a scale (Hastie, Tibshirani, Friedman, The Elements of Statistical
+Learning, 4.2 and exercise 4.2). Without centring X: the activations' large common direction serves as the bias that routers
+do not have. The use of ridge regression for routers: DUME, https://arxiv.org/abs/2603.29765.
+
+lambda and the scale of the logits are chosen on held-out prompts. Leaving out a prompt needs no new fit: with the hat matrix
+A = X (X' D X + lambda m I)^-1 X' D, the residuals of the rows of prompt g, left out, are (I - A_gg)^-1 (Y_g - A_g Y)
+(the block form of the leave-one-out formula, Cook and Weisberg, Residuals and Influence in Regression, 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Candidates for lambda; m makes them the same for every layer and model.
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# Where there is nothing to hold out.
+DEFAULT_RIDGE = 1.0
+# The best expert's mean weight on held-out tokens stays below this: a saturated router is deaf to doubt.
+MAX_TOP_WEIGHT = 0.95
+# Bounds of the scale of the logits, whose targets differ by 1 between experts.
+SCALES = (1e-2, 1e3)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a router is fitted on, beside its inputs: for each of n tokens
+
+    `target` (n, E) how much of it should go to each expert, rows summing to 1; `weight` (n,), summing to 1; `group` (n,)
+    the prompt it comes from, which is held out as a whole; `own` (n,) its expert, or -1 for text that is only not
+    some expert's.
+    """
+
+    target: torch.Tensor
+    weight: torch.Tensor
+    group: torch.Tensor
+    own: torch.Tensor
+    can_hold_out: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A layer's router `gate` (E, H), float32, with `ridge` and `scale`, and the figures of the tokens it was tried on,
+    those of held-out prompts where there are any, each expert's tokens weighing the same:
+
+    `goes_to[e][f]`: share of e's tokens whose best expert is f; `reach[k-1]`: share of tokens whose own expert is among the
+    best k; `top_weight`: mean weight of the best expert.
+    """
+
+    gate: torch.Tensor
+    ridge: float
+    scale: float
+    goes_to: tuple[tuple[float, ...], ...]
+    reach: tuple[float, ...]
+    top_weight: float
+
+
+def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None) -> Fit:
+    """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it."""
+    x = x.double()
+    root = rows.weight.to(x).sqrt()[:, None]  # (n, 1)
+    experts = rows.target.shape[1]
+    y = (rows.target.to(x) - 1 / experts) * root  # (n, E)
+    x = x * root  # (n, H)
+    u, s2 = _left_singular(x)  # (n, r), (r,)
+    mean = float(s2.sum()) / x.shape[1]  # m
+    uy = u.T @ y  # (r, E)
+    counted = rows.own.to(x.device) >= 0
+    own, weight = rows.own.to(x.device)[counted], rows.weight.to(x)[counted]
+    weight = weight / weight.sum()
+    candidates = [ridge] if ridge is not None else RIDGES if rows.can_hold_out else [DEFAULT_RIDGE]
+    tried = []
+    for candidate in candidates:
+        shrink = s2 / (s2 + candidate * mean)  # (r,)
+        predicted = u @ (shrink[:, None] * uy)  # (n, E)
+        if rows.can_hold_out:
+            predicted = y - _held_out_residuals(u, shrink, y - predicted, rows.group.to(x.device))
+        z = (predicted / root)[counted]  # logits before scaling
+        scale = _fit_scale(z, own, weight)
+        loss = -float(torch.log_softmax(scale * z, 1).gather(1, own[:, None])[:, 0] @ weight)
+        tried.append((loss, candidate, scale, z))
+    _, chosen, scale, z = min(tried, key=lambda one: one[0])
+    w = (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
+    return Fit((scale * w).float().cpu(), chosen, scale, *_figures(z, scale, own, weight, experts))
+
+
+def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left singular vectors (n, r) and squared singular values (r,) of `x` (n, H), from its smaller Gram matrix."""
+    n, h = x.shape
+    s2, vectors = torch.linalg.eigh(x @ x.T if n <= h else x.T @ x)
+    kept = s2 > s2[-1].clamp(min=torch.finfo(x.dtype).tiny) * 1e-12
+    s2, vectors = s2[kept], vectors[:, kept]
+    return (vectors, s2) if n <= h else (x @ vectors / s2.sqrt(), s2)
+
+
+def _held_out_residuals(
+    u: torch.Tensor, shrink: torch.Tensor, residuals: torch.Tensor, group: torch.Tensor
+) -> torch.Tensor:
+    """What the residuals (n, E) would be, had each group of rows been left out of the fit."""
+    out = torch.empty_like(residuals)
+    for g in range(int(group.max()) + 1):
+        rows = group == g
+        hat = (u[rows] * shrink) @ u[rows].T  # (n_g, n_g)
+        out[rows] = torch.linalg.solve(torch.eye(len(hat)).to(hat) - hat, residuals[rows])
+    return out
+
+
+def _fit_scale(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> float:
+    """The scale t that makes softmax(t z) most likely for `own`: the likelihood is concave in t, so by bisection.
+
+    At most the one at which the best expert's mean weight is MAX_TOP_WEIGHT.
+    """
+    reached = z.gather(1, own[:, None])[:, 0] @ weight  # the likelihood's slope is this minus the expected logit
+
+    def too_large(t: float) -> bool:
+        p = torch.softmax(t * z, 1)
+        return bool((p * z).sum(1) @ weight > reached) or bool(p.max(1).values @ weight > MAX_TOP_WEIGHT)
+
+    low, high = SCALES
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if too_large(middle) else (middle, high)
+    return low
+
+
+def _figures(
+    z: torch.Tensor, scale: float, own: torch.Tensor, weight: torch.Tensor, experts: int
+) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...], float]:
+    order = z.argsort(dim=1, descending=True, stable=True)  # (n, E)
+    goes_to = torch.zeros(experts, experts, dtype=torch.double)
+    goes_to.index_put_((own.cpu(), order[:, 0].cpu()), weight.cpu(), accumulate=True)
+    goes_to /= goes_to.sum(1, keepdim=True).clamp(min=1e-300)
+    hit = (order == own[:, None]).to(weight)  # (n, E)
+    reach = (weight @ hit).cumsum(0).clamp(max=1.0)
+    top = torch.softmax(scale * z, 1).max(1).values @ weight
+    return tuple(map(tuple, goes_to.tolist())), tuple(reach.tolist()), float(top)
+
+
+def rows_of(experts: int, sets: Sequence[tuple[int, bool]], tokens: Sequence[int], groups: Sequence[int]) -> Rows:
+    """Targets, weights and groups of the tokens of many texts.
+
+    `sets[i]` is text i's expert and whether it is the expert's own text, `tokens[i]` how many tokens it has, `groups[i]`
+    what it is held out with. Each expert's own texts, and each one's negative ones, weigh the same in all. Text that is not
+    an expert's is the others': its target is spread over them.
+    """
+    owner = torch.tensor([expert for (expert, _), n in zip(sets, tokens, strict=True) for _ in range(n)])
+    positive = torch.tensor([own for (_, own), n in zip(sets, tokens, strict=True) for _ in range(n)])
+    group = torch.tensor([g for g, n in zip(groups, tokens, strict=True) for _ in range(n)])
+    one_hot = torch.nn.functional.one_hot(owner, experts).double()  # (n, E)
+    target = torch.where(positive[:, None], one_hot, (1 - one_hot) / max(1, experts - 1))
+    kind = owner * 2 + positive.long()
+    weight = 1 / torch.bincount(kind).double()[kind]
+    own = torch.where(positive, owner, -1)
+    # Left out must be some of an expert's text, never all of it.
+    parts = {e: {int(g) for g in group[own == e].unique()} for e in range(experts)}
+    can_hold_out = experts > 1 and all(len(found) > 1 for found in parts.values())
+    return Rows(target, weight / weight.sum(), group, own, can_hold_out)
