@@ -248,6 +248,22 @@ def test_a_shallow_checkout_fetches_the_commit_before_or_says_how_to_have_it(rec
     assert to_build(changes) == ["recipes/b.yaml"]
 
 
+def test_a_pull_request_s_commits_are_fetched_where_only_the_base_is_checked_out(
+    recipes: Recipes, tmp_path: Path
+) -> None:
+    base = recipes.commit(**{"recipes/a.yaml": recipe(2)})
+    checkout = Recipes(tmp_path / "checkout", models=False)
+    checkout.git("remote", "add", "origin", recipes.folder.as_uri())
+    checkout.git("fetch", "--quiet", "origin", "main")
+    checkout.git("checkout", "--quiet", base)
+    recipes.git("checkout", "--quiet", "-b", "feature")
+    recipes.commit()
+    head = recipes.commit(**{"recipes/mine.yaml": recipe(3)})
+    changes, _ = of_event(checkout, "pull_request_target", pull_request(base, head), base)
+    assert to_build(changes) == ["recipes/mine.yaml"]
+    assert not (checkout.folder / "recipes/mine.yaml").exists()
+
+
 def test_any_other_event_asks_for_every_matching_recipe(recipes: Recipes) -> None:
     head = recipes.commit(**{"recipes/a.yaml": recipe(2), "recipes/b.yaml": recipe(3)})
     for event in ("workflow_dispatch", "schedule", ""):

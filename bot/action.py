@@ -1,0 +1,221 @@
+"""The GitHub Action: reads its inputs and the event, previews or builds the recipes that changed, and says so to GitHub.
+
+A pull request's recipes come from anyone: they are previewed from the bytes of the commit, may name no local folder, choose
+no runner, and nothing is written to the Hub for them; one from a fork is read without any token.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bot import summary
+from bot.builds import build_all, release_json, say_bug
+from bot.changes import Change, RecipeFile, all_recipes, changes_between
+from bot.events import Comparison, compare
+from bot.git import Repository
+from bot.inputs import OUTPUTS, Settings, read_settings, tokens
+from bot.matrix import JOBS, is_buildable, matrix, plan_entries
+from bot.preview import Preview, plan_recipe, preview_of
+from bot.workflow_commands import Annotations, Summary, mask, untrusted, write_output
+from merge import findings as f
+from merge.errors import DestinationError, MoergeError, RecipeError, SourceError
+
+PREVIEWS = "previews.json"
+RECIPES_AT_ONCE = 8
+RECIPE_ERROR, UNREACHABLE, CRASH = RecipeError.exit_code, SourceError.exit_code, MoergeError.exit_code
+
+
+def run_action(environment: Mapping[str, str]) -> int:
+    """Run the action as GitHub started it. Returns the exit code; what went wrong has been said to GitHub by then."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for secret in tokens(environment):
+        mask(secret)
+    annotations = Annotations()
+    try:
+        settings = read_settings(environment)
+        settings.prepare_client()
+        return Action(settings, annotations).run()
+    except MoergeError as error:
+        annotations.add("error", str(error), title="moerge")
+        return error.exit_code
+    except Exception as error:
+        say_bug(annotations, error, environment.get("RUNNER_DEBUG") == "1")
+        return CRASH
+
+
+class Action:
+    """One run of the action on one event."""
+
+    def __init__(self, settings: Settings, annotations: Annotations) -> None:
+        self.settings = settings
+        self.annotations = annotations
+        self.summary = Summary(settings.summary_file)
+        self.codes: set[int] = set()
+        self.outputs = dict.fromkeys(OUTPUTS, "")
+        self.outputs |= {"changed": "[]", "matrix": '{"include": []}', "published": "[]"}
+
+    def run(self) -> int:
+        """Do what was asked. Outputs and the summary are written also where something failed."""
+        try:
+            comparison, changes = self._changes()
+            chosen = [change for change in changes if change.to_build]
+            self._output("changed", json.dumps([change.path for change in chosen]))
+            command = self._command()
+            self.summary.add(summary.heading(_title(command, len(chosen)), comparison.why))
+            if quiet := summary.quiet_section(changes):
+                self.summary.add(quiet)
+            self._plan(changes)
+            if not chosen:
+                self.summary.add(summary.nothing_to_do())
+            elif command == "preview":
+                self._preview(chosen)
+            elif command == "build":
+                self._build(chosen)
+            else:
+                self._say_broken(chosen)
+        finally:
+            self._finish()
+        return max(self.codes, default=0)
+
+    # ------------------------------------------------------------------------------------------------------- which recipes
+
+    def _changes(self) -> tuple[Comparison, list[Change]]:
+        repository = Repository(self.settings.folder)
+        comparison = compare(self.settings.event, repository)
+        globs = self.settings.globs
+        if comparison.head is None:
+            return comparison, []
+        if comparison.base is None:
+            return comparison, all_recipes(repository, comparison.head, globs, comparison.why)
+        return comparison, changes_between(repository, comparison.base, comparison.head, globs)
+
+    def _command(self) -> str:
+        if self.settings.command == "build" and self.settings.event.is_pull_request:
+            self.annotations.add("notice", "A pull request is only previewed: nothing is built or published for it.")
+            return "preview"
+        return self.settings.command
+
+    def _plan(self, changes: Sequence[Change]) -> None:
+        trusted = not self.settings.event.is_pull_request
+        entries = plan_entries(changes, self.settings.runner, trusted=trusted)
+        self._output("matrix", json.dumps(matrix(entries)))
+        over = sum(entry["build"] for entry in entries) - JOBS
+        if self.settings.command == "plan":
+            for start in range(0, len(changes), 500):
+                part = slice(start, start + 500)
+                self.summary.add(summary.plan_section(changes[part], [entry["runner"] for entry in entries[part]]))
+            if over > 0:
+                self.annotations.add(
+                    "warning",
+                    f"{over} recipes are not in the matrix, which GitHub limits to {JOBS}; "
+                    "run the workflow by hand for them, with globs in `recipes`",
+                )
+        with untrusted():
+            for change in changes:
+                print(f"{change.path}: {change.kind}: {change.why}", flush=True)
+
+    def _say_broken(self, chosen: Sequence[Change]) -> None:
+        for change in chosen:
+            if change.file is not None and change.file.error is not None:
+                self._say_findings(change.path, change.file.error.findings)
+                self.codes.add(RECIPE_ERROR)
+
+    # ------------------------------------------------------------------------------------------------------------ previews
+
+    def _preview(self, chosen: Sequence[Change]) -> None:
+        files = [change.file for change in chosen if change.file]
+        with untrusted():
+            with ThreadPoolExecutor(RECIPES_AT_ONCE) as pool:
+                previews = list(pool.map(self._preview_file, files))
+            for preview in previews:
+                print(preview.to_text(), flush=True)
+        self._output("previews", self.settings.shown(_save(previews, self.settings.out)))
+        for preview in previews:
+            self._annotate(preview.recipe, preview.findings)
+            if preview.has_errors:
+                self.codes.add(UNREACHABLE if preview.source_failed else RECIPE_ERROR)
+        for section in summary.preview_sections(previews):
+            self.summary.add(section)
+
+    def _preview_file(self, file: RecipeFile) -> Preview:
+        try:
+            if file.loaded is None:
+                raise file.error or RecipeError((), file.path)
+            return preview_of(plan_recipe(file.loaded, self.settings.sources(file.path)), file.path)
+        except RecipeError as error:
+            failed = any(isinstance(finding, f.SourceUnavailable) for finding in error.findings)
+            return Preview(
+                recipe=file.path,
+                name=file.name,
+                family=None,
+                parameters=None,
+                checkpoint_bytes=None,
+                gguf_bytes=None,
+                download_bytes=None,
+                build_disk_bytes=None,
+                license=None,
+                findings=tuple(error.findings),
+                source_failed=failed,
+            )
+
+    # -------------------------------------------------------------------------------------------------------------- builds
+
+    def _build(self, chosen: Sequence[Change]) -> None:
+        for change in chosen:
+            if not is_buildable(change):
+                self._say_broken([change])
+        outcomes = build_all(chosen, self.settings, self.annotations)
+        self.codes |= {outcome.code for outcome in outcomes}
+        published = [(outcome.change.path, outcome.publication) for outcome in outcomes if outcome.publication]
+        self._output("published", json.dumps([release_json(path, publication) for path, publication in published]))
+        self._output("model_url", published[-1][1].url if published else "")
+        for outcome in outcomes:
+            if outcome.findings and is_buildable(outcome.change):
+                self._say_findings(outcome.change.path, outcome.findings)
+        self.summary.add(summary.build_section(outcomes))
+
+    # ------------------------------------------------------------------------------------------------------ saying it all
+
+    def _say_findings(self, path: str, findings: Sequence[f.Finding]) -> None:
+        self._annotate(path, findings)
+        if findings:
+            self.summary.add(summary.findings_section(path, findings))
+
+    def _annotate(self, path: str, findings: Sequence[f.Finding]) -> None:
+        # Paths of annotations begin at the workspace, those of recipes at their checkout.
+        shown = self.settings.shown(self.settings.folder / path)
+        for finding in findings:
+            self.annotations.add(finding.level, finding.text, file=shown, line=finding.line, title=finding.id)
+
+    def _output(self, name: str, value: str) -> None:
+        assert name in OUTPUTS, name
+        self.outputs[name] = value
+
+    def _finish(self) -> None:
+        self.outputs["errors"] = str(self.annotations.counts["error"])
+        self.outputs["warnings"] = str(self.annotations.counts["warning"])
+        for name, value in self.outputs.items():
+            write_output(self.settings.output_file, name, value)
+        self.summary.write()
+
+
+def _save(previews: Sequence[Preview], out: Path) -> Path:
+    """previews.json in the folder `out`, the same list that `moerge preview --json` prints."""
+    path = out / PREVIEWS
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([preview.to_json() for preview in previews], indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DestinationError(f"{path}: {error.strerror}; input `out` must name a folder") from None
+    return path
+
+
+def _title(command: str, count: int) -> str:
+    what = {"preview": "preview of", "plan": "plan of", "build": "build of"}[command]
+    return f"{what} {count} recipe{'' if count == 1 else 's'}"
