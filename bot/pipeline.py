@@ -30,7 +30,7 @@ from merge.errors import DestinationError, SourceError
 from merge.expr import elements
 from merge.files import file_sha256, write_atomically, writing
 from merge.plan import MergePlan
-from merge.progress import progress
+from merge.progress import progress, say
 from merge.recipe import LoadedRecipe
 from merge.sources import Sources
 from merge.writer import write_checkpoint
@@ -51,6 +51,8 @@ def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | No
     SourceError, DestinationError, ProofError or UsageError; what was finished by then stays and is used by the next run.
     """
     plan = plan_recipe(loaded, sources)
+    for finding in plan.findings:
+        say(finding.located(str(loaded.path)))
     with locked(out):
         return _Build(loaded, plan, sources, out, device).run()
 

@@ -27,6 +27,34 @@ def test_every_finding_can_be_found_by_a_test_or_the_code_that_makes_it(root: Pa
         assert sources.count(kind.__name__) >= 2, f"{kind.__name__} is never made"
 
 
+def test_the_readme_has_the_action_s_inputs_and_outputs_as_they_are(root: Path) -> None:
+    from bot.inputs import INPUTS, OUTPUTS
+
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name, entry in INPUTS.items():
+        default = " ".join(f"`{word}`" for word in entry.default.split()) or "–"  # noqa: RUF001 the table has a dash there
+        assert f"| `{name}` | {default} | {entry.description} |" in readme
+    for name, description in OUTPUTS.items():
+        assert f"| `{name}` | {description} |" in readme
+
+
+def test_the_readme_names_every_command_and_no_other(root: Path) -> None:
+    import re
+
+    from bot.cli import COMMANDS
+
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `moerge (\w+)", readme, re.MULTILINE)) == set(COMMANDS) - {"action"}
+
+
+def test_links_of_the_documentation_lead_somewhere(root: Path) -> None:
+    import re
+
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
 def test_imports_point_one_way(root: Path) -> None:
     allowed = {
         "merge": {"merge"},

@@ -24,8 +24,6 @@ def run(args: argparse.Namespace) -> int:
     from merge.sources import Sources
 
     loaded = load_recipe(args.recipe)
-    for finding in loaded.findings:
-        print(finding.located(str(args.recipe)))
     report = pipeline.build(loaded, Sources(loaded.folder, **source_options(args)), args.out, device=args.device)
     model = sum(file.bytes for file in report.files)
     print(f"{report.name}: {billions(report.parameters['total'])} parameters, {report.gate_mode} gates")
