@@ -37,11 +37,29 @@ COMPANION_FILES = (*TOKENIZER_FILES, "generation_config.json")
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What the files of a kind of checkpoint are called. `weights`: the index of the shards (none for an adapter) and the
+    single file, the preferred format first."""
+
+    what: str
+    config: str
+    weights: tuple[tuple[str | None, str], ...]
+
+
+MODEL = Layout("a model", "config.json", ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE_SINGLE)))
+# https://huggingface.co/docs/peft/developer_guides/checkpoint
+ADAPTER = Layout(
+    "a PEFT adapter", "adapter_config.json", ((None, "adapter_model.safetensors"), (None, "adapter_model.bin"))
+)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A source model, known from its headers.
 
     `key` names it in a plan: `owner/name@commit`, or the folder. `commit` is None for a local folder, whose `fingerprint`
-    then tells a changed file. `tensors` is None where the headers could not be had (`why_no_headers` says why).
+    then tells a changed file. `tensors` is None where the headers could not be had (`why_no_headers` says why). `adapter` is
+    the LoRA adapter that a recipe names with the model.
     """
 
     key: str
@@ -54,6 +72,7 @@ class Checkpoint:
     license: str | None = None
     why_no_headers: str | None = None
     fingerprint: str = field(default="")
+    adapter: Checkpoint | None = None
     # SHA-256 by file name, where the Hub tells it (LFS files).
     sha256: Mapping[str, str] = field(default_factory=dict)
 
@@ -109,13 +128,27 @@ def header_length(first8: bytes, file: str, file_size: int) -> int:
     return length
 
 
-def weight_files(files: Mapping[str, int], read_json: Callable[[str], dict[str, Any]], where: str) -> list[str]:
+def check_config(files: Mapping[str, int], layout: Layout, where: str) -> None:
+    """Raises SourceError where the configuration that makes a folder a model's, or an adapter's, is not among its files."""
+    if layout.config in files:
+        return
+    hint = ""
+    if layout is MODEL and ADAPTER.config in files:
+        hint = f"; it is a PEFT adapter: name it with its base, as base+{where}"
+    elif layout is ADAPTER and MODEL.config in files:
+        hint = "; it is a model of its own"
+    raise SourceError(f"{where}: no {layout.config} in it, so it is not {layout.what}{hint}")
+
+
+def weight_files(
+    files: Mapping[str, int], layout: Layout, read_json: Callable[[str], dict[str, Any]], where: str
+) -> list[str]:
     """The files that hold a checkpoint's tensors, in order; none where there are only other files.
 
     `read_json` reads one of `files`. Raises SourceError for an index that names a file that is not there.
     """
-    for index, single in ((INDEX, SINGLE), (PICKLE_INDEX, PICKLE_SINGLE)):
-        if index in files:
+    for index, single in layout.weights:
+        if index is not None and index in files:
             names = shard_names(read_json(index), f"{where}/{index}", Path(single).suffix)
             for name in names:
                 if name not in files:
@@ -151,17 +184,16 @@ def load_json(raw: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def open_folder(folder: Path, name: str | None = None) -> Checkpoint:
+def open_folder(folder: Path, name: str | None = None, layout: Layout = MODEL) -> Checkpoint:
     """The checkpoint in a local folder, from its headers. Raises SourceError where there is none."""
     shown = name or str(folder)
     if not folder.is_dir():
         raise SourceError(f"{shown}: there is no such folder ({folder})")
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise SourceError(f"{shown}: no config.json in it, so it is not a model's folder")
+    config_file = folder / layout.config
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    config = load_json(_read_small(config_file), f"{shown}/config.json")
-    shards = weight_files(files, lambda file: load_json(_read_small(folder / file), f"{shown}/{file}"), shown)
+    check_config(files, layout, shown)
+    config = load_json(_read_small(config_file), f"{shown}/{layout.config}")
+    shards = weight_files(files, layout, lambda file: load_json(_read_small(folder / file), f"{shown}/{file}"), shown)
     digest = hashlib.sha256(_read_small(config_file))
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:

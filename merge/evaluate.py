@@ -17,7 +17,7 @@ import torch
 from merge.checkpoint import Checkpoint, open_folder
 from merge.dtypes import SIZES, TORCH_NAME
 from merge.errors import SourceError
-from merge.expr import Cast, Concat, Expr, Gate, Noise, Read, Scale, Stack, Zeros, elements
+from merge.expr import Cast, Concat, Expr, Gate, LowRank, Noise, Read, Scale, Stack, Zeros, elements
 from merge.tensors import TensorInfo
 
 TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
@@ -26,6 +26,9 @@ TORCH_DTYPES |= {"F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2"
 NOISE_BLOCK = 1 << 20
 # Slices of about this many bytes: large enough to amortise the calls, small enough to stay in cache and off the heap.
 SLICE_BYTES = 32 << 20
+# A low-rank product is made in blocks of this many rows, whatever the slice: how a matrix product rounds may depend on its
+# size, and a slice must give the same bits as the whole.
+PRODUCT_ROWS = 256
 
 
 class Files:
@@ -119,7 +122,7 @@ class Evaluator:
                 return self._joined(x.xs, start, stop)
             case Cast():
                 return self._exact(x.x, start, stop).to(TORCH_DTYPES[x.dtype])
-            case Scale() | Noise():
+            case Scale() | LowRank() | Noise():
                 return self._exact(x, start, stop).to(TORCH_DTYPES[x.dtype])
 
     def _joined(self, xs: Sequence[Expr], start: int, stop: int) -> torch.Tensor:
@@ -137,10 +140,25 @@ class Evaluator:
         match x:
             case Scale():
                 return self._exact(x.x, start, stop).float() * x.factor
+            case LowRank():
+                return self._exact(x.x, start, stop).float() + x.scale * self._product(x, start, stop)
             case Noise():
                 return self._exact(x.x, start, stop).float() + x.std * _noise(x.seed, start, stop)
             case _:
                 return self.flat(x, start, stop)
+
+    def _product(self, x: LowRank, start: int, stop: int) -> torch.Tensor:
+        """Elements start..stop of `b @ a`, float32."""
+        rows, columns = x.shape
+        rank = x.a.shape[0]
+        a = self.flat(x.a, 0, rank * columns).view(rank, columns).float()
+        first = start // columns // PRODUCT_ROWS * PRODUCT_ROWS
+        blocks = []
+        for row in range(first, -(-stop // columns), PRODUCT_ROWS):
+            until = min(row + PRODUCT_ROWS, rows)
+            b = self.flat(x.b, row * rank, until * rank).view(until - row, rank).float()
+            blocks.append((b @ a).reshape(-1))
+        return torch.cat(blocks)[start - first * columns : stop - first * columns]
 
 
 def _noise(seed: str, start: int, stop: int) -> torch.Tensor:

@@ -101,6 +101,24 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """`x + scale * b @ a`: a matrix (rows, columns) with a LoRA adapter's delta, `b` (rows, r), `a` (r, columns)."""
+
+    x: Expr
+    b: Read
+    a: Read
+    scale: float
+
+    @property
+    def dtype(self) -> str:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """`x` plus Gaussian noise of standard deviation `std`, drawn from `seed`: the same bits on every run."""
 
@@ -117,7 +135,7 @@ class Noise:
         return self.x.shape
 
 
-Expr = Read | Gate | Zeros | Concat | Stack | Cast | Scale | Noise
+Expr = Read | Gate | Zeros | Concat | Stack | Cast | Scale | LowRank | Noise
 
 
 def cast(x: Expr, dtype: str) -> Expr:
@@ -151,6 +169,9 @@ def reads(x: Expr) -> Iterator[Read]:
             yield x
         case Gate() | Zeros():
             return
+        case LowRank():
+            yield from reads(x.x)
+            yield from (x.b, x.a)
         case Concat() | Stack():
             for part in x.xs:
                 yield from reads(part)

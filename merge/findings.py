@@ -219,7 +219,7 @@ class UnknownValue(Finding):
 
 class BadModelReference(Finding):
     """A source model is `owner/name` on the Hub, `owner/name@revision` for a branch, tag or commit of it, or a local folder
-    (`./models/mine`)."""
+    (`./models/mine`). An expert may have a LoRA adapter: `model+adapter`, each written like that."""
 
     id = "bad-model-reference"
     level = ERROR
@@ -360,6 +360,53 @@ class PickleOnly(Finding):
     id = "pickle-only"
     level = ERROR
     message = "{model} has pickle shards (pytorch_model*.bin) without their pytorch_model.bin.index.json"
+
+
+class AdapterUnusable(Finding):
+    """A LoRA adapter changes a matrix W to W + (alpha / r) B A, and that is what a merge can apply. DoRA, adapters with biases or
+    whole modules in the MLPs, and adapters that were initialised from their base's own weights (PiSSA, OLoRA, CorDA, LoftQ)
+    compute something else. Merge such an adapter into its base with PEFT, and use the result as the source."""
+
+    id = "adapter-unusable"
+    level = ERROR
+    message = "adapter {adapter} cannot be used: {problem}"
+
+
+class AdapterWithoutMlp(Finding):
+    """Only the MLPs of a source become an expert; all experts share the attention of the base model. An adapter that changes
+    nothing in the MLPs would give an expert that is its unchanged base."""
+
+    id = "adapter-without-mlp"
+    level = ERROR
+    message = "adapter {adapter} changes no MLP ({parts}): the expert would be {model} itself"
+
+
+class AdapterPartlyUsed(Finding):
+    """The adapter changes more than the MLPs: attention, embeddings or the output matrix. All experts share those of the base
+    model, so only the adapter's MLP part is used. The expert differs from what was trained; an adapter trained on the MLPs
+    alone loses nothing."""
+
+    id = "adapter-partly-used"
+    level = WARNING
+    message = "adapter {adapter} also changes {parts}; only its {used} MLP matrices are used"
+
+
+class AdapterOfAnotherBase(Finding):
+    """The adapter says that it was trained on another model than the one it is named with. That is right where the one is a
+    copy of the other; otherwise its deltas fit other weights."""
+
+    id = "adapter-of-another-base"
+    level = NOTICE
+    message = "adapter {adapter} says it was trained on {trained_on}, not on {model}"
+
+
+class AdapterOnBase(Finding):
+    """`base_model` gives the attention, the embeddings and the norms, and a router is calibrated on it: it must be a model as it
+    stands. Merge the adapter into it with PEFT first, or name the adapter at an expert."""
+
+    id = "adapter-on-base"
+    level = ERROR
+    message = "base_model {model} cannot have an adapter; experts can"
 
 
 class HeadersMissing(Finding):
@@ -576,6 +623,16 @@ class PrecisionLost(Finding):
     id = "precision-lost"
     level = NOTICE
     message = "{model} is stored as {stored}; {dtype} rounds its weights"
+
+
+class ExpertUnreached(Finding):
+    """While the importance matrix was measured, the router sent no token of the calibration text to this expert in this
+    layer. Its quantised weights are made as if all columns mattered alike, and it may be that no text reaches it at all: look
+    at the routing table, and at the prompts that the expert was given."""
+
+    id = "expert-unreached"
+    level = WARNING
+    message = "expert {expert} was reached by no token of the calibration text in {layers}"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 
 from merge.checkpoint import (
     MAX_JSON,
+    MODEL,
     Checkpoint,
+    Layout,
     add_shard,
+    check_config,
     header_length,
     load_json,
     missing_weights,
@@ -51,18 +54,18 @@ class Hub:
 
         self.api: HfApi = HfApi(endpoint=endpoint, token=token)
 
-    def open(self, reference: ModelReference) -> Checkpoint:
+    def open(self, reference: ModelReference, layout: Layout = MODEL) -> Checkpoint:
         """The checkpoint at `reference`, from its headers, pinned to the commit its revision means now."""
         name = str(reference)
         with _readable(name, self.api.endpoint):
             info = self.api.model_info(reference.path, revision=reference.revision, files_metadata=True)
         commit = info.sha or ""
         files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
-        if "config.json" not in files:
-            raise SourceError(f"{name}: no config.json in the repository, so it is not a transformers model")
-        config = load_json(self._small_file(reference.path, commit, "config.json", files), f"{name}/config.json")
+        check_config(files, layout, name)
+        config = load_json(self._small_file(reference.path, commit, layout.config, files), f"{name}/{layout.config}")
         shards = weight_files(
             files,
+            layout,
             lambda file: load_json(self._small_file(reference.path, commit, file, files), f"{name}/{file}"),
             name,
         )

@@ -8,15 +8,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from merge import findings as f
+from merge.adapters import Delta, mlp_deltas
 from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
-from merge.expr import Expr, Gate, Noise, Read, Scale, cast, elements, nbytes, reads
+from merge.expr import Expr, Gate, LowRank, Noise, Read, Scale, cast, elements, nbytes, reads
 from merge.families import FAMILIES, families_for, families_named
 from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
@@ -143,6 +144,10 @@ class _Planner:
         self.shared_experts = self.recipe.shared_experts or ()
         self.shared = [checkpoints[parse_reference(expert.source_model)] for expert in self.shared_experts]
         self.found: list[f.Finding] = list(loaded.findings)
+        if self.base.adapter is not None:
+            self.add(f.AdapterOnBase(loaded.line("base_model"), model=self.recipe.base_model))
+        # By source key and adapter key, what the adapter changes in the source's MLPs.
+        self.deltas: dict[tuple[str, str], dict[str, Delta]] = {}
 
     def plan(self) -> MergePlan:
         family, why = self.family()
@@ -158,8 +163,10 @@ class _Planner:
                 tensors_of[checkpoint.key] = self.headers(checkpoint, model, line, dtype, mlp_only=True)
         self.check_places(family, base, base_tensors)
         self.check_family(family, base)
+        self.read_adapters(tensors_of)
         self.stop_on_errors()
-        sources = {checkpoint.key: checkpoint for checkpoint in (self.base, *self.experts, *self.shared)}
+        named = [self.base, *self.experts, *self.shared]
+        sources = {checkpoint.key: checkpoint for checkpoint in (*named, *_adapters(named))}
         tensors = tuple(self.output(family, base, tensors_of, dtype))
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
@@ -175,9 +182,9 @@ class _Planner:
             tensors=tensors,
             sources=sources,
             base=self.base.key,
-            experts=tuple(checkpoint.key for checkpoint in self.experts),
+            experts=tuple(_part(checkpoint).key for checkpoint in self.experts),
             experts_per_token=self.recipe.experts_per_token,
-            shared_experts=tuple(checkpoint.key for checkpoint in self.shared),
+            shared_experts=tuple(_part(checkpoint).key for checkpoint in self.shared),
             gated=self.gated(family),
             companions=self.base.companions,
             parameters=_count(tensors, mixture, base),
@@ -208,12 +215,17 @@ class _Planner:
         """Each source once, with the line that names it first."""
         yield self.base, self.loaded.line("base_model")
         seen = {self.base.key}
-        lines = [(checkpoint, self.expert_line(index)) for index, checkpoint in enumerate(self.experts)]
-        lines += [(checkpoint, self.shared_line(index, "source_model")) for index, checkpoint in enumerate(self.shared)]
-        for checkpoint, line in lines:
+        for checkpoint, line in self.expert_places():
             if checkpoint.key not in seen:
                 seen.add(checkpoint.key)
                 yield checkpoint, line
+
+    def expert_places(self) -> Iterator[tuple[Checkpoint, int | None]]:
+        """The source of every expert, with the line that names it."""
+        for index, checkpoint in enumerate(self.experts):
+            yield checkpoint, self.expert_line(index)
+        for index, checkpoint in enumerate(self.shared):
+            yield checkpoint, self.shared_line(index, "source_model")
 
     # ---------------------------------------------------------------------------------------- the models and their headers
 
@@ -360,6 +372,19 @@ class _Planner:
                     self.add(f.TensorWithoutPlace(line, tensor=name, model=checkpoint.name, family=family.TITLE))
                     break
 
+    def read_adapters(self, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+        """What each expert's adapter changes. `tensors` are the headers, by source key."""
+        models = {checkpoint.key for checkpoint, _ in self.places()}
+        for checkpoint, line in self.expert_places():
+            adapter = checkpoint.adapter
+            if adapter is None or (checkpoint.key, adapter.key) in self.deltas:
+                continue
+            if adapter.key in models:
+                problem = "the recipe also names it as a model of its own"
+                self.add(f.AdapterUnusable(line, adapter=adapter.name, problem=problem))
+            self.deltas[checkpoint.key, adapter.key], found = mlp_deltas(checkpoint, tensors[checkpoint.key], line)
+            self.found += found
+
     def check_family(self, family: Family, base: DenseModel) -> None:
         """What the result cannot do as the base did, tensors aside."""
         line, model, title = self.loaded.line("base_model"), self.base.name, family.TITLE
@@ -413,7 +438,8 @@ class _Planner:
             for part in MLP_PARTS:
                 info = tensors[checkpoint.key][mlp_tensor(layer, part)]
                 read = Read(checkpoint.key, mlp_tensor(layer, part), info.dtype, info.shape)
-                found[part] = cast(self.altered(expert, part, read, f"layers.{layer}.{name}.{part}"), dtype)
+                adapted = self.adapted(checkpoint, read)
+                found[part] = cast(self.altered(expert, part, adapted, f"layers.{layer}.{name}.{part}"), dtype)
             return found
 
         pairs = zip(self.experts, self.recipe.experts, strict=True)
@@ -429,6 +455,16 @@ class _Planner:
             shared_gate=gate if shared and family.SHARED == GATED_SHARED else None,
         )
 
+    def adapted(self, checkpoint: Checkpoint, read: Read) -> Expr:
+        """A matrix of a source with the delta that the source's adapter has for it."""
+        adapter = checkpoint.adapter
+        delta = self.deltas[checkpoint.key, adapter.key].get(read.tensor) if adapter is not None else None
+        if adapter is None or delta is None:
+            return read
+        infos = adapter.tensors or {}
+        b, a = (Read(adapter.key, name, infos[name].dtype, infos[name].shape) for name in (delta.b, delta.a))
+        return LowRank(read, b, a, delta.scale)
+
     def altered(self, expert: Expert, part: str, x: Expr, place: str) -> Expr:
         """`noise_scale` adds noise to each matrix of the expert, `residual_scale` then scales the one that writes to the
         residual stream: mergekit's meaning and order."""
@@ -442,8 +478,18 @@ class _Planner:
         """The recipe's licence, or the one that all sources share."""
         if self.recipe.release.license:
             return self.recipe.release.license
-        licenses = {checkpoint.license for checkpoint in (self.base, *self.experts, *self.shared)}
+        used = [self.base, *self.experts, *self.shared]
+        licenses = {source.license for source in (*used, *_adapters(used))}
         return licenses.pop() if len(licenses) == 1 else None
+
+
+def _adapters(sources: Iterable[Checkpoint]) -> list[Checkpoint]:
+    return [source.adapter for source in sources if source.adapter is not None]
+
+
+def _part(source: Checkpoint) -> Checkpoint:
+    """What makes a source this expert: its adapter where it has one."""
+    return source.adapter or source
 
 
 def _with_tensors(

@@ -25,7 +25,11 @@ from merge.yaml_file import Document
 GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 RANDOM_GATES = ("random", "uniform_random")
 DTYPES = ("bfloat16", "float16", "float32")
-QUANTS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")
+QUANTS = (
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL", "Q4_0", "IQ4_XS",
+    "Q3_K_L", "Q3_K_M", "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS",
+    "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
 DEFAULT_QUANTS = ("Q8_0", "Q4_K_M")
 # Keys of mergekit's other merge methods that recipes in the wild carry along; mergekit-moe ignores them.
 MERGEKIT_KEYS = frozenset(
@@ -69,7 +73,9 @@ class _Section(BaseModel):
 class Expert(_Section):
     """One expert: a dense model whose MLPs become an expert of every layer."""
 
-    source_model: str = Field(description="owner/name, owner/name@revision, or a local folder")
+    source_model: str = Field(
+        description="owner/name, owner/name@revision, or a local folder; model+adapter with a LoRA adapter"
+    )
     positive_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should go to this expert")
     negative_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should not")
     noise_scale: Number | None = Field(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from merge.checkpoint import Checkpoint, open_folder
+from merge.checkpoint import ADAPTER, MODEL, Checkpoint, Layout, open_folder
 from merge.errors import SourceError
 from merge.hub import Hub
 from merge.reference import ModelReference
@@ -49,26 +50,30 @@ class Sources:
         return Hub(self._endpoint, self._token)
 
     def open(self, reference: ModelReference) -> Checkpoint:
-        """The checkpoint at `reference`, from its headers. Raises SourceError."""
-        if reference.is_local:
-            return open_folder(self._local_folder(reference), str(reference))
-        if self._models is not None and (self._models / reference.path).is_dir():
-            return open_folder(self._models / reference.path, str(reference))
-        return self.hub.open(reference)
+        """The checkpoint at `reference`, from its headers, with its adapter where it names one. Raises SourceError."""
+        model, *adapters = (self._open(*part) for part in _parts(reference))
+        return _with_adapter(model, *adapters)
 
     def open_all(
         self, references: Iterable[ModelReference]
     ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, SourceError]]:
-        """Open several at once: those that could be, and the error of each that could not."""
+        """Open several at once, each model and adapter once: those that could be, and the error of each that could not."""
         wanted = list(dict.fromkeys(references))
+        parts = list(dict.fromkeys(part for reference in wanted for part in _parts(reference)))
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            outcomes = dict(zip(parts, pool.map(lambda part: self._try_open(*part), parts), strict=True))
         opened: dict[ModelReference, Checkpoint] = {}
         failed: dict[ModelReference, SourceError] = {}
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            for reference, outcome in zip(wanted, pool.map(self._try_open, wanted), strict=True):
+        for reference in wanted:
+            checkpoints = []
+            for part in _parts(reference):
+                outcome = outcomes[part]
                 if isinstance(outcome, SourceError):
-                    failed[reference] = outcome
+                    failed.setdefault(reference, outcome)
                 else:
-                    opened[reference] = outcome
+                    checkpoints.append(outcome)
+            if reference not in failed:
+                opened[reference] = _with_adapter(*checkpoints)
         return opened, failed
 
     def fetch(
@@ -82,9 +87,16 @@ class Sources:
             for key, checkpoint in checkpoints.items()
         }
 
-    def _try_open(self, reference: ModelReference) -> Checkpoint | SourceError:
+    def _open(self, reference: ModelReference, layout: Layout) -> Checkpoint:
+        if reference.is_local:
+            return open_folder(self._local_folder(reference), str(reference), layout)
+        if self._models is not None and (self._models / reference.path).is_dir():
+            return open_folder(self._models / reference.path, str(reference), layout)
+        return self.hub.open(reference, layout)
+
+    def _try_open(self, reference: ModelReference, layout: Layout) -> Checkpoint | SourceError:
         try:
-            return self.open(reference)
+            return self._open(reference, layout)
         except SourceError as error:
             return error
 
@@ -94,3 +106,11 @@ class Sources:
         if not self._allow_local or not inside:
             raise LocalNotAllowedError(str(reference))
         return folder
+
+
+def _parts(reference: ModelReference) -> list[tuple[ModelReference, Layout]]:
+    return list(zip(reference.parts, (MODEL, ADAPTER), strict=False))
+
+
+def _with_adapter(model: Checkpoint, adapter: Checkpoint | None = None) -> Checkpoint:
+    return replace(model, adapter=adapter)
