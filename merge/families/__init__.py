@@ -8,11 +8,27 @@ from __future__ import annotations
 
 import re
 
-from merge.families import deepseek, flex_olmo, granitemoe, mixtral, qwen2_moe, qwen3_moe
+from merge.families import (
+    deepseek,
+    flex_olmo,
+    granitemoe,
+    granitemoe_swa,
+    mixtral,
+    qwen2_moe,
+    qwen3_moe,
+)
 from merge.families.family import Family
 
 # In the order in which they are tried where a recipe names none; Mixtral first, as in mergekit.
-FAMILIES: tuple[Family, ...] = (mixtral, deepseek, qwen2_moe, qwen3_moe, granitemoe, flex_olmo)
+FAMILIES: tuple[Family, ...] = (
+    mixtral,
+    deepseek,
+    qwen2_moe,
+    qwen3_moe,
+    granitemoe,
+    granitemoe_swa,
+    flex_olmo,
+)
 
 
 def families_named(name: str) -> list[Family]:

@@ -50,13 +50,18 @@ class DenseModel:
     biased: frozenset[str]
     initializer_range: float
     token_ids: Mapping[str, Any]
-    carried: Mapping[str, float] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rope(self) -> str:
         """The RoPE in words, to compare and to show."""
         scaling = self.rope_scaling
         return f"theta {self.rope_theta:g}" + (f", {scaling['rope_type']} scaling" if scaling else "")
+
+    @property
+    def layer_types(self) -> list[str]:
+        """For each layer, whether it has the sliding window, as config.json says it."""
+        return [LAYER_TYPES[slides] for slides in self.sliding_layers]
 
     @property
     def attention_bias(self) -> bool:
@@ -78,7 +83,7 @@ class DenseModel:
             "hidden_act": self.hidden_act,
             "max_position_embeddings": self.max_position_embeddings,
             "initializer_range": self.initializer_range,
-            "rms_norm_eps": self.norm_eps,
+            MODEL_TYPES[self.model_type].eps_key: self.norm_eps,
             "use_cache": True,
             "tie_word_embeddings": self.tied,
             "rope_theta": self.rope_theta,
@@ -110,6 +115,8 @@ class DenseModel:
                 yield f"{prefix}self_attn.{name}.weight", shape
                 if name in self.biased:
                     yield f"{prefix}self_attn.{name}.bias", shape[:1]
+            for name in kind.head_tensors:
+                yield f"{prefix}self_attn.{name}", (self.heads,)
             for norm, size in zip(kind.head_norms, (query, key), strict=bool(kind.head_norms)):
                 yield f"{prefix}self_attn.{norm}.weight", (size if kind.norms_all_heads else self.head_dim,)
             for part in MLP_PARTS:
@@ -191,30 +198,28 @@ def dense_model(config: Mapping[str, Any]) -> DenseModel:
             for key, default in kind.defaults.items()
             if key.endswith("token_id")
         },
-        carried={key: _positive(get(key), key) for key in kind.carried},
+        carried={key: _positive(get(key), key) for key in kind.carried}
+        | {key: _per_layer(config[key], key, layers) for key in kind.carried_by_layer if config.get(key) is not None},
     )
 
 
 def _windows(config: Mapping[str, Any], kind: ModelType, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """The sliding window, and which layers have it: none, all, or (Qwen) those from `max_window_layers` on."""
+    """The sliding window, and which layers have it."""
     nowhere = None, (False,) * layers
-    if kind.windows == "none":  # such a model ignores the key
+    if kind.slides is None:  # such a model ignores the keys
         return nowhere
     window = config.get("sliding_window", kind.defaults["sliding_window"])
     if window is not None and (type(window) is not int or window <= 0):
         raise ConfigError(f"sliding_window is {window!r}")
-    if window is None:
+    in_use = _flag(config.get("use_sliding_window") or False, "use_sliding_window")
+    if window is None or ("use_sliding_window" in kind.defaults and not in_use):
         return nowhere
-    if kind.windows == "all layers":
-        return window, (True,) * layers
-    if not _flag(config.get("use_sliding_window") or False, "use_sliding_window"):
-        return nowhere
-    types = config.get("layer_types")
+    types = config.get("layer_types") if kind.reads_layer_types else None
     if types is None:
-        first = config.get("max_window_layers", kind.defaults["max_window_layers"])
-        if type(first) is not int or first < 0:
-            raise ConfigError(f"max_window_layers is {first!r}")
-        sliding = tuple(layer >= first for layer in range(layers))
+        period = config.get(kind.period_key, kind.period)
+        if type(period) is not int or not kind.least_period <= period <= MAX_SIZE:
+            raise ConfigError(f"{kind.period_key} is {period!r}")
+        sliding = tuple(kind.slides(layer, period) for layer in range(layers))
     elif not isinstance(types, list) or len(types) != layers or any(name not in LAYER_TYPES for name in types):
         raise ConfigError(f"layer_types is not a list of {' and '.join(LAYER_TYPES)} for {layers} layers")
     else:
@@ -255,6 +260,12 @@ def _positive(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 2**53 or math.isnan(value):
         raise ConfigError(f"{key} is {str(value)[:40]}, which is not a positive number")
     return value
+
+
+def _per_layer(value: Any, key: str, layers: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != layers:
+        raise ConfigError(f"{key} is not a list of {layers} numbers, one for each layer")
+    return [number if number == 0 else _positive(number, key) for number in value]
 
 
 def _flag(value: Any, key: str) -> bool:

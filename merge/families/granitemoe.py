@@ -1,4 +1,4 @@
-"""Granite-MoE: Granite 3 models in; also Llama, Mistral and Qwen2 ones, whose attention may have biases here.
+"""Granite-MoE: Granite 3 models in; also Llama, Mistral, Qwen2 and Seed-OSS ones, whose attention may have biases here.
 
 Layout on the Hub (https://huggingface.co/ibm-granite/granite-3.1-3b-a800m-base): fused. `block_sparse_moe.input_linear` has
 shape (experts, 2 * intermediate, hidden), of each expert first the gate, then the up projection; `output_linear` is (experts,
@@ -22,7 +22,7 @@ from merge.families.model_types import ATTENTION
 NAME = "granitemoe"
 TITLE = "Granite-MoE"
 ALIASES: tuple[str, ...] = ()
-ACCEPTS: tuple[str, ...] = ("granite", "llama", "mistral", "qwen2")
+ACCEPTS: tuple[str, ...] = ("granite", "llama", "mistral", "qwen2", "seed_oss")
 SHARED = NO_SHARED
 NORMALISES = True
 GGUF = True

@@ -7,7 +7,7 @@ same defaults, so each type lists its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,21 +22,30 @@ class ModelType:
 
     `defaults`: what an absent key means; `head_dim` None is hidden_size / num_attention_heads, `num_key_value_heads` None is
     num_attention_heads. `norms`: a layer's norms of the hidden size. `head_norms`: the norms of queries and keys, of one
-    head's size, or of all heads together where `norms_all_heads`. `biases`: by config key, the projections that have a bias
-    where it is true; `always_biased` have one in any case. `windows`: which layers have a sliding window (see `_windows` in
-    dense.py). `carried`: numbers that the forward pass uses beside the usual ones.
+    head's size, or of all heads together where `norms_all_heads`. `head_tensors` have one number for each head. `biases`: by
+    config key, the projections that have a bias where it is true; `always_biased` have one in any case.
+
+    `slides(layer, period)` says whether a layer has the sliding window where the config has no `layer_types` (None: no layer
+    ever has); the period is the config's `period_key`, or else `period`. `carried`: numbers of the config that the forward
+    pass uses beside the usual ones; `carried_by_layer`: lists of them, one for each layer.
     """
 
     defaults: Mapping[str, Any]
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     head_norms: tuple[str, ...] = ()
     norms_all_heads: bool = False
+    head_tensors: tuple[str, ...] = ()
     biases: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"attention_bias": ATTENTION, "mlp_bias": MLP_PARTS}
     )
     always_biased: tuple[str, ...] = ()
-    windows: str = "none"
+    slides: Callable[[int, int], bool] | None = None
+    period_key: str = ""
+    period: int = 0
+    least_period: int = 0
+    reads_layer_types: bool = True
     carried: tuple[str, ...] = ()
+    carried_by_layer: tuple[str, ...] = ()
     eps_key: str = "rms_norm_eps"
 
 
@@ -48,8 +57,14 @@ _COMMON: dict[str, Any] = {
 _LLAMA = _COMMON | {"mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2}
 _QWEN = _COMMON | {
     "max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False, "sliding_window": 4096,
-    "max_window_layers": 28,
 }  # fmt: skip
+_UPPER_LAYERS: dict[str, Any] = {
+    "slides": lambda layer, first: layer >= first, "period_key": "max_window_layers", "period": 28,
+}  # fmt: skip
+_GRANITE = _LLAMA | {
+    "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+}  # fmt: skip
+_MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
 
 MODEL_TYPES: dict[str, ModelType] = {
     "llama": ModelType(_LLAMA),
@@ -58,19 +73,25 @@ MODEL_TYPES: dict[str, ModelType] = {
         | {"max_position_embeddings": 4096 * 32, "sliding_window": 4096, "num_key_value_heads": 8}
         | {"bos_token_id": 1, "eos_token_id": 2},
         biases={},
-        windows="all layers",
+        slides=lambda layer, _: True,
+        reads_layer_types=False,
     ),
-    "qwen2": ModelType(_QWEN, biases={}, always_biased=("q_proj", "k_proj", "v_proj"), windows="upper layers"),
+    "qwen2": ModelType(_QWEN, biases={}, always_biased=("q_proj", "k_proj", "v_proj"), **_UPPER_LAYERS),
     "qwen3": ModelType(
         _QWEN | {"head_dim": 128},
         head_norms=("q_norm", "k_norm"),
         biases={"attention_bias": ATTENTION},
-        windows="upper layers",
+        **_UPPER_LAYERS,
     ),
-    "granite": ModelType(
-        _LLAMA
-        | {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0},
-        carried=("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"),
+    "granite": ModelType(_GRANITE, carried=_MULTIPLIERS),
+    "granite_swa": ModelType(
+        _GRANITE
+        | {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "num_key_value_heads": 4, "sliding_window": 128}
+        | {"bos_token_id": 100257, "eos_token_id": 100257, "tie_word_embeddings": True},
+        head_tensors=("sinks",),
+        slides=lambda layer, _: layer % 4 != 0,
+        carried=_MULTIPLIERS,
+        carried_by_layer=("layer_rope_theta",),
     ),
     "olmo2": ModelType(
         _COMMON | {"rms_norm_eps": 1e-5, "eos_token_id": 50279, "pad_token_id": 1},
@@ -78,5 +99,48 @@ MODEL_TYPES: dict[str, ModelType] = {
         head_norms=("q_norm", "k_norm"),
         norms_all_heads=True,
         biases={"attention_bias": ATTENTION},
+    ),
+    "ministral": ModelType(
+        _COMMON
+        | {"max_position_embeddings": 4096 * 32, "sliding_window": 4096, "num_key_value_heads": 8}
+        | {"bos_token_id": 1, "eos_token_id": 2},
+        biases={},
+        slides=lambda layer, _: True,
+    ),
+    "seed_oss": ModelType(
+        _COMMON
+        | {"max_position_embeddings": 524288, "num_key_value_heads": 8, "head_dim": 128, "mlp_bias": False}
+        | {"attention_bias": True, "attention_out_bias": False}
+        | {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
+        biases={
+            "attention_bias": ("q_proj", "k_proj", "v_proj"),
+            "attention_out_bias": ("o_proj",),
+            "mlp_bias": MLP_PARTS,
+        },
+    ),
+    "ernie4_5": ModelType(
+        _COMMON
+        | {"rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000.0, "num_key_value_heads": 2}
+        | {"head_dim": 128, "tie_word_embeddings": True, "use_bias": False}
+        | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        biases={"use_bias": (*ATTENTION, *MLP_PARTS)},
+    ),
+    "hunyuan_v1_dense": ModelType(
+        _COMMON | {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "eod_token_id": 3},
+        head_norms=("query_layernorm", "key_layernorm"),
+        biases={"attention_bias": ATTENTION},
+    ),
+    "cohere2": ModelType(
+        {key: value for key, value in _COMMON.items() if key != "rms_norm_eps"}
+        | {"layer_norm_eps": 1e-5, "max_position_embeddings": 8192, "tie_word_embeddings": True, "logit_scale": 0.0625}
+        | {"sliding_window": 4096, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0},
+        norms=("input_layernorm",),
+        biases={"attention_bias": ATTENTION},
+        slides=lambda layer, period: (layer + 1) % period != 0,
+        period_key="sliding_window_pattern",
+        period=4,
+        least_period=1,
+        carried=("logit_scale",),
+        eps_key="layer_norm_eps",
     ),
 }

@@ -1,4 +1,4 @@
-"""Qwen2-MoE: Qwen2 and Qwen2.5 models in, and Llama and Mistral ones; a router, experts, and one shared expert with a gate.
+"""Qwen2-MoE: Qwen2 and Qwen2.5 models in, and others with at most their biases; a router, experts, and one shared expert with a gate.
 
 Layout on the Hub (https://huggingface.co/Qwen/Qwen1.5-MoE-A2.7B): `mlp.gate` is the router, `mlp.experts.E.gate_proj|
 up_proj|down_proj` are the experts, `mlp.shared_expert.*` is the shared expert and `mlp.shared_expert_gate` its gate: every
@@ -9,7 +9,7 @@ The router's softmax is over all experts. transformers would scale the weights o
 `norm_topk_prob` says so, but llama.cpp does not for this architecture, so the config says no and both compute the same. Only
 with all experts for every token do experts equal to the base give the base.
 
-Queries, keys and values have biases, which Llama and Mistral have not: they get zeros, as older readers know no other way.
+Queries, keys and values have biases, which Llama and its like have not: they get zeros, as older readers know no other way.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from merge.expr import Expr
-from merge.families.dense import LAYER_TYPES, DenseModel
+from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
 
 NAME = "qwen2_moe"
 TITLE = "Qwen2-MoE"
 ALIASES: tuple[str, ...] = ("Qwen MoE",)
-ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral")
+ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral", "ministral", "seed_oss")
 SHARED = GATED_SHARED
 NORMALISES = False
 GGUF = True
@@ -80,5 +80,5 @@ def output_config(base: DenseModel, mixture: Mixture) -> dict[str, Any]:
         "router_aux_loss_coef": 0.001,
     }
     if base.sliding_window is not None:
-        config["layer_types"] = [LAYER_TYPES[slides] for slides in base.sliding_layers]
+        config["layer_types"] = base.layer_types
     return config

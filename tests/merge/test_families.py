@@ -22,6 +22,18 @@ SMALL = {"num_hidden_layers": 2, "vocab_size": 512}
 # What a tiny model of a type needs beside the common sizes.
 NEEDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
+    "ernie4_5": {"head_dim": 16},
+    "ministral": {"head_dim": 16, "sliding_window": 8},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "seed_oss": {"head_dim": 16},
+    "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {
+        "attention_multiplier": 0.3,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+    },
+    "granite_swa": {"sliding_window": 8, "attention_multiplier": 0.3, "layer_rope_theta": [1e4, 0]},
 }
 # Families that transformers has a class for.
 RUNNABLE = [family for family in FAMILIES if family.NAME in CONFIG_MAPPING]
