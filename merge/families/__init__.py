@@ -10,6 +10,7 @@ import re
 
 from merge.families import (
     deepseek,
+    ernie4_5_moe,
     flex_olmo,
     granitemoe,
     granitemoe_swa,
@@ -28,6 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     granitemoe,
     granitemoe_swa,
     flex_olmo,
+    ernie4_5_moe,
 )
 
 
