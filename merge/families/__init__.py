@@ -14,6 +14,7 @@ from merge.families import (
     flex_olmo,
     granitemoe,
     granitemoe_swa,
+    hunyuan_v1_moe,
     mixtral,
     qwen2_moe,
     qwen3_moe,
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     granitemoe_swa,
     flex_olmo,
     ernie4_5_moe,
+    hunyuan_v1_moe,
 )
 
 
