@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from merge.families import (
+    cohere2_moe,
     deepseek,
     ernie4_5_moe,
     flex_olmo,
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     flex_olmo,
     ernie4_5_moe,
     hunyuan_v1_moe,
+    cohere2_moe,
 )
 
 
