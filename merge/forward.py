@@ -18,9 +18,10 @@ repeated here: `start` calls the model's own forward with layers that only note 
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -36,7 +37,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.errors import SourceError, UsageError
 from merge.evaluate import TORCH_DTYPES, Evaluator
-from merge.expr import Expr, Read
+from merge.expr import Cast, Expr, Gate, Read
+from merge.one_expert import one_expert_at_a_time
 
 # What a layer is called with beside the hidden states.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -110,7 +112,8 @@ class StreamedModel:
 
     `config` is its config.json and `tensors` its tensors under their names on the Hub. Raises SourceError where
     transformers has no such model, or a tensor it needs is missing or of another shape, and UsageError for a device
-    that is not there. `unused` names the tensors the model does not read.
+    that is not there. `unused` names the tensors the model does not read. Where the experts of a layer would take more than
+    `memory` bytes (what the device has, by default), they are loaded one at a time.
     """
 
     def __init__(
@@ -120,9 +123,11 @@ class StreamedModel:
         evaluator: Evaluator,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
+        memory: int | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = dtype
+        self._memory = free_memory(self.device) if memory is None else memory
         self._tensors = tensors
         self._evaluator = evaluator
         self._model = _without_storage(config, tensors)
@@ -159,15 +164,28 @@ class StreamedModel:
             rows[i] = self._evaluator.rows(expr, row, row + 1)[0]
         return rows.to(self.device)
 
-    def start(self, batches: Sequence[Batch]) -> Run:
-        """Embed the batches and note down how the model calls its layers for each."""
+    def router(self, layer: int) -> nn.Module | None:
+        """The module of `layer` whose weight is its router, as the plan's Gate says; None in a dense model."""
+        for parameter, sources in self._sources.items():
+            expr = self._tensors[sources[0]]
+            expr = expr.x if isinstance(expr, Cast) else expr
+            if isinstance(expr, Gate) and expr.layer == layer:
+                found: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
+                return found
+        return None
+
+    def start(self, batches: Sequence[Batch], cache: Any = None) -> Run:
+        """Embed the batches and note down how the model calls its layers for each.
+
+        With a `cache` of transformers (for one batch), keys and values are kept in it, and those of earlier runs seen.
+        """
         run = Run(hidden=[], calls=[[] for _ in self._layers])
         # Batches of one shape and one mask are given the same masks and angles: these are kept once.
         known: dict[tuple[tuple[int, ...], bytes], list[Call]] = {}
         for batch in batches:
             mask = batch.attention_mask
             layout = (tuple(batch.input_ids.shape), b"" if mask is None else mask.to(torch.int8).numpy().tobytes())
-            embedded, calls = self._record(batch)
+            embedded, calls = self._record(batch, cache)
             calls = known.setdefault(layout, calls)
             run.hidden.append(embedded.cpu())
             for of_layer, call in zip(run.calls, calls, strict=True):
@@ -203,7 +221,7 @@ class StreamedModel:
                         values = self._model(inputs_embeds=given.hidden).logits  # (B, t, V)
                     yield Logits(b, start, values)
 
-    def _record(self, batch: Batch) -> tuple[torch.Tensor, list[Call]]:
+    def _record(self, batch: Batch, cache: Any = None) -> tuple[torch.Tensor, list[Call]]:
         """The embedded batch (B, T, H) and the arguments that each layer is called with beside it."""
         # Only the rows in use are loaded, so the ids are numbered anew: `ids` (n,), their places (B, T).
         ids, places = torch.unique(batch.input_ids, return_inverse=True)
@@ -222,7 +240,8 @@ class StreamedModel:
                 out = self._backbone(
                     input_ids=places.to(self.device),
                     attention_mask=None if batch.attention_mask is None else batch.attention_mask.to(self.device),
-                    use_cache=False,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
                 )
         finally:
             _set_tensors(embedding, storageless)
@@ -239,11 +258,49 @@ class StreamedModel:
         for name in list(storage):
             if name not in storageless or storage[name].shape != storageless[name].shape:
                 del storage[name]
-        _set_tensors(module, {name: self._weight(prefix, name, x, storage) for name, x in storageless.items()})
-        try:
-            yield
-        finally:
-            _set_tensors(module, storageless)
+        streamed = self._experts_too_large(prefix, storageless)
+        resident = {name: x for name, x in storageless.items() if name not in streamed}
+        _set_tensors(module, {name: self._weight(prefix, name, x, storage) for name, x in resident.items()})
+        with ExitStack() as stack:
+            for owner in {name.rpartition(".")[0] for name in streamed}:
+                names = [name.rpartition(".")[2] for name in streamed if name.rpartition(".")[0] == owner]
+                experts = streamed[f"{owner}.{names[0]}"].shape[0]
+
+                def load(
+                    name: str, expert: int, place: torch.Tensor, at: str = f"{prefix}{owner}.", experts: int = experts
+                ) -> None:
+                    self._load_expert(at + name, experts, expert, place)
+
+                stack.enter_context(
+                    one_expert_at_a_time(module.get_submodule(owner), names, load, self.dtype, self.device)
+                )
+            try:
+                yield
+            finally:
+                _set_tensors(module, {name: x for name, x in storageless.items() if name in resident})
+
+    def _experts_too_large(self, prefix: str, empties: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of a layer's parameters those that hold all its experts (E, ., .), if together they exceed the memory."""
+        owners = {name: self._model.get_submodule((prefix + name).rpartition(".")[0]) for name in empties}
+        fused = {name: x for name, x in empties.items() if x.dim() == 3 and hasattr(owners[name], "num_experts")}
+        return fused if sum(x.numel() for x in fused.values()) * self.dtype.itemsize > self._memory else {}
+
+    def _load_expert(self, parameter: str, experts: int, expert: int, place: torch.Tensor) -> None:
+        """Fill `place` (1, k*R, C) with one expert's part of a parameter (E, k*R, C)."""
+        exprs = [self._tensors[source] for source in self._sources[parameter]]
+        if len(exprs) == 1:
+            place[0].copy_(self._evaluator.rows(exprs[0], expert, expert + 1)[0])
+            return
+        mine = exprs[expert::experts]  # k of them: the sources are ordered by part, then by expert
+        for expr, part in zip(mine, place[0].chunk(len(mine)), strict=True):
+            self._copy(expr, part)
+
+    def _copy(self, expr: Expr, place: torch.Tensor) -> None:
+        """Evaluate `expr` into `place`, slice by slice."""
+        start = 0
+        for piece in self._evaluator.slices(expr):
+            place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
+            start += len(piece)
 
     def _weight(self, prefix: str, name: str, empty: torch.Tensor, storage: dict[str, torch.Tensor]) -> torch.Tensor:
         """The value of a parameter or buffer on the device: a view of the file where it can be, else in `storage`."""
@@ -255,10 +312,7 @@ class StreamedModel:
         if name not in storage:
             storage[name] = torch.empty(empty.shape, dtype=dtype, device=self.device)
         for expr, place in zip(exprs, _places(storage[name], exprs), strict=True):
-            start = 0
-            for piece in self._evaluator.slices(expr):
-                place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
-                start += len(piece)
+            self._copy(expr, place)
         return storage[name]
 
 
@@ -280,6 +334,13 @@ def resolve_device(device: str) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise UsageError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
     return found
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that weights may take on a device: most of what is free on a GPU, half of the machine's memory on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.7)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 class _Recorder(nn.Module):
