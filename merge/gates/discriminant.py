@@ -160,6 +160,6 @@ def rows_of(experts: int, sets: Sequence[tuple[int, bool]], tokens: Sequence[int
     weight = 1 / torch.bincount(kind).double()[kind]
     own = torch.where(positive, owner, -1)
     # Left out must be some of an expert's text, never all of it.
-    parts = {e: {int(g) for g in group[own == e].unique()} for e in range(experts)}
+    parts = {e: set(group[own == e].tolist()) for e in range(experts)}
     can_hold_out = experts > 1 and all(len(found) > 1 for found in parts.values())
     return Rows(target, weight / weight.sum(), group, own, can_hold_out)
