@@ -76,6 +76,7 @@ def test_a_push_builds_and_publishes_exactly_the_recipe_it_adds(recipes: Recipes
     assert api.model_info("me/New").sha == release["commit"]
 
 
+@pytest.mark.slow
 def test_one_recipe_that_fails_does_not_keep_the_others_from_the_hub(recipes: Recipes, hub: Server) -> None:
     missing = hub_recipe("nobody/nothing", "nobody/nothing")
     files = {"recipes/a-broken.yaml": "base_model: a/b\n", "recipes/b-missing.yaml": missing,
@@ -106,6 +107,7 @@ def test_neither_a_pull_request_nor_publish_false_writes_to_the_hub(recipes: Rec
     assert [each.path for each in hub.log.all() if each.method not in ("GET", "HEAD")] == []
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_fails_the_job_with_the_reason(recipes: Recipes, hub: Server) -> None:
     base = recipes.commit()
     head = recipes.commit(**{"recipes/a.yaml": tiny("stranger/A")})
