@@ -128,8 +128,9 @@ def header_length(first8: bytes, file: str, file_size: int) -> int:
     return length
 
 
-def check_config(files: Mapping[str, int], layout: Layout, where: str) -> None:
-    """Raises SourceError where the configuration that makes a folder a model's, or an adapter's, is not among its files."""
+def check_config(files: Mapping[str, int], layout: Layout, where: str, holder: str) -> None:
+    """Raises SourceError where the configuration that makes a repository or folder (`holder`) a model's, or an adapter's, is
+    not among its files."""
     if layout.config in files:
         return
     hint = ""
@@ -137,7 +138,7 @@ def check_config(files: Mapping[str, int], layout: Layout, where: str) -> None:
         hint = f"; it is a PEFT adapter: name it with its base, as base+{where}"
     elif layout is ADAPTER and MODEL.config in files:
         hint = "; it is a model of its own"
-    raise SourceError(f"{where}: no {layout.config} in it, so it is not {layout.what}{hint}")
+    raise SourceError(f"{where}: no {layout.config} in the {holder}, so it is not {layout.what}{hint}")
 
 
 def weight_files(
@@ -191,7 +192,7 @@ def open_folder(folder: Path, name: str | None = None, layout: Layout = MODEL) -
         raise SourceError(f"{shown}: there is no such folder ({folder})")
     config_file = folder / layout.config
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    check_config(files, layout, shown)
+    check_config(files, layout, shown, "folder")
     config = load_json(_read_small(config_file), f"{shown}/{layout.config}")
     shards = weight_files(files, layout, lambda file: load_json(_read_small(folder / file), f"{shown}/{file}"), shown)
     digest = hashlib.sha256(_read_small(config_file))

@@ -61,7 +61,7 @@ class Hub:
             info = self.api.model_info(reference.path, revision=reference.revision, files_metadata=True)
         commit = info.sha or ""
         files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
-        check_config(files, layout, name)
+        check_config(files, layout, name, "repository")
         config = load_json(self._small_file(reference.path, commit, layout.config, files), f"{name}/{layout.config}")
         shards = weight_files(
             files,

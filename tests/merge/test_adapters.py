@@ -353,7 +353,9 @@ def test_tensors_that_do_not_fit_the_model_are_refused(
 
 def test_a_model_is_no_adapter_and_an_adapter_no_model(base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "lora")
-    with pytest.raises(SourceError, match=r"no adapter_config\.json in it, so it is not a PEFT adapter; it is a model"):
+    with pytest.raises(
+        SourceError, match=r"no adapter_config\.json in the folder, so it is not a PEFT adapter; it is a model"
+    ):
         open_folder(base, layout=ADAPTER)
     with pytest.raises(SourceError, match=r"it is a PEFT adapter: name it with its base, as base\+"):
         open_folder(adapter)
