@@ -1,14 +1,23 @@
-"""Router weights from prompts: mergekit's modes (`mergekit`), and a discriminant fitted on the merged model (`routed`)."""
+"""Router weights from prompts: mergekit's modes (`mergekit`), and a discriminant fitted on the merged model (`routed`).
 
-from merge.gates.mergekit import MODES, RANDOM_MODES, base_files, calibrate, random_gates
-from merge.gates.prompts import ExpertPrompts, PromptError, load_tokenizer
-from merge.gates.report import MAX_CONDITION, LayerReport, gate_report
-from merge.gates.store import gates_key, gates_path, load_gates, save_gates, write_gates
+A name is imported when it is first asked for: random gates, and reading gates from a file, need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merge.gates.mergekit import MODES, base_files, calibrate
+    from merge.gates.prompts import ExpertPrompts, PromptError, load_tokenizer
+    from merge.gates.random import random_gates
+    from merge.gates.report import MAX_CONDITION, LayerReport, gate_report
+    from merge.gates.store import gates_key, gates_path, load_gates, read_gates, save_gates, write_gates
 
 __all__ = [
     "MAX_CONDITION",
     "MODES",
-    "RANDOM_MODES",
     "ExpertPrompts",
     "LayerReport",
     "PromptError",
@@ -20,6 +29,33 @@ __all__ = [
     "load_gates",
     "load_tokenizer",
     "random_gates",
+    "read_gates",
     "save_gates",
     "write_gates",
 ]
+
+# The module of this package that each name lives in.
+_HOMES = {
+    "MODES": "mergekit",
+    "base_files": "mergekit",
+    "calibrate": "mergekit",
+    "ExpertPrompts": "prompts",
+    "PromptError": "prompts",
+    "load_tokenizer": "prompts",
+    "MAX_CONDITION": "report",
+    "LayerReport": "report",
+    "gate_report": "report",
+    "random_gates": "random",
+    "gates_key": "store",
+    "gates_path": "store",
+    "load_gates": "store",
+    "read_gates": "store",
+    "save_gates": "store",
+    "write_gates": "store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"merge.gates.{_HOMES[name]}"), name)

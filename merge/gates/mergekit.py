@@ -17,7 +17,6 @@ longer than the model's context is refused.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,11 @@ from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, StreamedModel
 from merge.gates.prompts import ExpertPrompts, PromptError, load_tokenizer, tokenize
+from merge.gates.random import random_gates
 from merge.gates.report import unit
+from merge.recipe import RANDOM_GATES
 
-RANDOM_MODES = ("random", "uniform_random")
-MODES = (*RANDOM_MODES, "cheap_embed", "hidden", "hidden_last", "hidden_avg")
+MODES = (*RANDOM_GATES, "cheap_embed", "hidden", "hidden_last", "hidden_avg")
 # mergekit's, for everything up to the difference of positive and negative. It is part of the meaning: where these nearly
 # cancel, or a mean runs over positions of very unequal size, float32 gives a vector at cosine .998 from mergekit's.
 HIDDEN_DTYPE = torch.bfloat16
@@ -60,9 +60,9 @@ def calibrate(
     """
     if mode not in MODES:
         raise ValueError(f"gate mode {mode!r} is none of {', '.join(MODES)}")
-    if mode in RANDOM_MODES:
-        gates = random_gates(mode, config["num_hidden_layers"], len(experts), config["hidden_size"], seed)
-        return dict(enumerate(gates))
+    if mode in RANDOM_GATES:
+        drawn = random_gates(mode, config["num_hidden_layers"], len(experts), config["hidden_size"], seed)
+        return {layer: torch.from_numpy(gate) for layer, gate in drawn.items()}
     tokenizer = load_tokenizer(tokenizer_folder)
     # Embeddings know no positions, so `cheap_embed` takes a prompt of any length.
     context = None if mode == "cheap_embed" else config.get("max_position_embeddings")
@@ -88,7 +88,7 @@ def calibrate(
 
 def base_files(mode: str, base: Checkpoint) -> tuple[str, ...]:
     """The files of the dense base model that `calibrate` reads: none, the tokenizer's and the embedding's, or all."""
-    if mode in RANDOM_MODES:
+    if mode in RANDOM_GATES:
         return ()
     shards = {
         info.file
@@ -96,15 +96,6 @@ def base_files(mode: str, base: Checkpoint) -> tuple[str, ...]:
         if info.file is not None and (mode != "cheap_embed" or name == EMBEDDING)
     }
     return tuple(sorted({*shards, *base.companions}))
-
-
-def random_gates(mode: str, layers: int, experts: int, hidden: int, seed: int) -> torch.Tensor:
-    """Random routers (layers, experts, hidden), float32: the same numbers for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    if mode == "random":
-        return torch.randn(layers, experts, hidden, generator=generator)
-    bound = 1 / math.sqrt(hidden)
-    return torch.rand(layers, experts, hidden, generator=generator) * 2 * bound - bound
 
 
 def _tokenize(tokenizer: Any, prompts: Sequence[str], context: int | None, where: str) -> Batch:

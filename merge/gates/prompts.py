@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from merge.errors import MoergeError, SourceError
 
 # A longer text is cut into pieces: attention's cost grows with the square of the length, and routing is local.
@@ -61,6 +59,8 @@ class Texts:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder, from files alone: no code of the model's is run. Raises SourceError without one."""
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizer's classes raise whatever their parsers raise

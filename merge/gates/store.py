@@ -1,4 +1,4 @@
-"""Gates on disk, under their content address."""
+"""Gates on disk, under their content address. No torch but where a tensor is asked for."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from merge.errors import SourceError
 from merge.files import write_atomically, writing
-from merge.gates.mergekit import RANDOM_MODES
-from merge.gates.prompts import ExpertPrompts
+from merge.recipe import RANDOM_GATES
+
+if TYPE_CHECKING:
+    import torch
+
+    from merge.gates.prompts import ExpertPrompts
 
 # Part of every content address: to be raised when the same inputs give other gates.
-ALGORITHM = 1
+ALGORITHM = 2
+
+Gates = Mapping[int, "torch.Tensor | npt.NDArray[np.float32]"]
 
 
 def gates_key(mode: str, experts: Sequence[ExpertPrompts], seed: int, base: str) -> str:
@@ -27,7 +34,7 @@ def gates_key(mode: str, experts: Sequence[ExpertPrompts], seed: int, base: str)
     `base` is the base checkpoint's fingerprint.
     """
     made_from: dict[str, Any] = {"algorithm": ALGORITHM, "mode": mode, "experts": len(experts), "base": base}
-    if mode in RANDOM_MODES:
+    if mode in RANDOM_GATES:
         made_from["seed"] = seed
     else:
         made_from["mode"] = "hidden" if mode == "hidden_last" else mode
@@ -40,7 +47,7 @@ def gates_path(folder: Path, key: str) -> Path:
     return folder / f"gates-{key[:16]}.safetensors"
 
 
-def save_gates(gates: Mapping[int, torch.Tensor], folder: Path, key: str, metadata: Mapping[str, str]) -> Path:
+def save_gates(gates: Gates, folder: Path, key: str, metadata: Mapping[str, str]) -> Path:
     """Write gates, layer -> (experts, hidden), into `folder` under their content address; returns the file.
 
     `metadata` goes to the header, with the key. The file appears whole or not at all. Raises DestinationError.
@@ -50,13 +57,14 @@ def save_gates(gates: Mapping[int, torch.Tensor], folder: Path, key: str, metada
     return path
 
 
-def write_gates(gates: Mapping[int, torch.Tensor], path: Path, key: str, metadata: Mapping[str, str]) -> None:
+def write_gates(gates: Gates, path: Path, key: str, metadata: Mapping[str, str]) -> None:
     """Write gates as the safetensors file `path`: the same gates and metadata give the same bytes."""
     # Not with the safetensors library, whose order of metadata changes from run to run.
     header: dict[str, Any] = {"__metadata__": {**metadata, "key": key}}
     data = b""
     for layer, gate in sorted(gates.items()):
-        weight = gate.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes()
+        array = gate if isinstance(gate, np.ndarray) else gate.detach().cpu().float().numpy()
+        weight = np.ascontiguousarray(array, dtype="<f4").tobytes()
         offsets = [len(data), len(data) + len(weight)]
         header[f"layers.{layer}.gate"] = {"dtype": "F32", "shape": list(gate.shape), "data_offsets": offsets}
         data += weight
@@ -68,13 +76,20 @@ def write_gates(gates: Mapping[int, torch.Tensor], path: Path, key: str, metadat
 
 
 def load_gates(path: Path) -> dict[int, torch.Tensor]:
-    """The gates of a file: layer -> (experts, hidden), float32. Raises SourceError where it is damaged or no gates."""
+    """Like `read_gates`, as tensors."""
+    import torch
+
+    return {layer: torch.from_numpy(gate) for layer, gate in read_gates(path).items()}
+
+
+def read_gates(path: Path) -> dict[int, npt.NDArray[np.float32]]:
+    """The gates of a file: layer -> (experts, hidden). Raises SourceError where it is damaged or no gates."""
     try:
-        with safe_open(path, framework="pt") as file:
-            gates = {int(name.split(".")[1]): file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="np") as file:
+            gates = {int(name.split(".")[1]): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, SafetensorError, ValueError, IndexError) as error:
         raise SourceError(f"{path}: not a gates file ({error})") from None
-    if not gates or "key" not in metadata or any(gate.dim() != 2 for gate in gates.values()):
+    if not gates or "key" not in metadata or any(gate.ndim != 2 or gate.dtype != np.float32 for gate in gates.values()):
         raise SourceError(f"{path}: not a gates file")
     return gates

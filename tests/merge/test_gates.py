@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -30,6 +32,7 @@ from merge.gates import (
     random_gates,
     save_gates,
 )
+from merge.gates.random import normal_quantile
 
 HIDDEN, LAYERS, CONTEXT = 32, 3, 24
 EXPERTS = (
@@ -174,13 +177,23 @@ def test_random_gates_are_the_same_for_the_same_seed_and_need_no_files(mode: str
 
 
 def test_random_gates_have_the_distributions_of_their_names() -> None:
-    normal = random_gates("random", 8, 8, 1024, seed=0)
+    normal = np.stack(list(random_gates("random", 8, 8, 1024, seed=0).values()))
     assert abs(float(normal.mean())) < 0.02
     assert abs(float(normal.std()) - 1) < 0.02
-    uniform = random_gates("uniform_random", 8, 8, 1024, seed=0) * math.sqrt(1024)
-    assert float(uniform.abs().max()) <= 1
+    uniform = np.stack(list(random_gates("uniform_random", 8, 8, 1024, seed=0).values())) * math.sqrt(1024)
+    assert float(np.abs(uniform).max()) <= 1
     assert abs(float(uniform.mean())) < 0.02
     assert abs(float(uniform.std()) - 1 / math.sqrt(3)) < 0.02
+
+
+def test_random_gates_are_the_inverse_of_the_normal_distribution_and_never_change() -> None:
+    u = np.array([1e-16, 1e-9, 0.01, 0.07, 0.3, 0.5, 0.9, 0.98, 1 - 1e-9])
+    expected = [statistics.NormalDist().inv_cdf(x) for x in u]
+    assert np.allclose(normal_quantile(u), expected, rtol=1e-14, atol=1e-15)
+    drawn = random_gates("random", 1, 2, 4, seed=3)[0]
+    assert [round(float(x), 6) for x in drawn.reshape(-1)] == [
+        -2.174197, -0.234533, -0.837936, -1.300012, 0.506217, 0.307615, -0.392016, -1.058057,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
