@@ -16,6 +16,8 @@ WEIGHT_DTYPES = ("F32", "F16", "BF16")
 # The names config.json and recipes use (torch's), to safetensors'.
 FROM_TORCH_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TORCH_NAME = {name: torch_name for torch_name, name in FROM_TORCH_NAME.items()}
+# All that a source's numbers can be read as, to torch's names.
+TORCH_TYPE = {**TORCH_NAME, "F64": "float64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 
 def from_config(value: object) -> str | None:

@@ -1,27 +1,23 @@
-"""From expressions to numbers, slice by slice, so that memory stays flat whatever a tensor's size.
-
-Sources are memory-mapped: reading a slice touches only its pages, and a bare read is a view of them.
-"""
+"""From expressions to numbers, slice by slice, so that memory stays flat whatever a tensor's size."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from merge.checkpoint import Checkpoint, open_folder
-from merge.dtypes import SIZES, TORCH_NAME
+from merge.checkpoint import open_folder
+from merge.dtypes import SIZES, TORCH_TYPE
 from merge.errors import SourceError
 from merge.expr import Cast, Concat, Expr, Gate, LowRank, Noise, Read, Scale, Stack, Zeros, elements
-from merge.tensors import TensorInfo
+from merge.source_files import Files as Files
+from merge.source_files import open_files as open_files
 
-TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAME.items()}
-TORCH_DTYPES |= {"F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_TYPE.items()}
 # Noise is drawn in blocks of this many elements, each from its own seed: a slice gives the same bits as the whole.
 NOISE_BLOCK = 1 << 20
 # Slices of about this many bytes: large enough to amortise the calls, small enough to stay in cache and off the heap.
@@ -29,57 +25,6 @@ SLICE_BYTES = 32 << 20
 # A low-rank product is made in blocks of this many rows, whatever the slice: how a matrix product rounds may depend on its
 # size, and a slice must give the same bits as the whole.
 PRODUCT_ROWS = 256
-
-
-class Files:
-    """The bytes of one checkpoint's tensors, memory-mapped from a local folder."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.folder is None or checkpoint.tensors is None:
-            raise SourceError(f"{checkpoint.name}: its weights are not on this machine")
-        self._checkpoint = checkpoint
-        self._folder = checkpoint.folder
-        self._tensors: Mapping[str, TensorInfo] = checkpoint.tensors
-        self._maps: dict[str, mmap.mmap] = {}
-
-    def place(self, tensor: str) -> tuple[Path, int, int]:
-        """Where the bytes of `tensor` lie: file, offset of the first byte, number of bytes."""
-        info = self._info(tensor)
-        assert info.file is not None
-        assert info.start is not None
-        return self._folder / info.file, info.start, info.nbytes
-
-    def flat(self, tensor: str, start: int, stop: int) -> torch.Tensor:
-        """Elements start..stop of `tensor` in its own dtype, flattened: a read-only view of the file."""
-        info = self._info(tensor)
-        assert info.file is not None
-        assert info.start is not None
-        size = SIZES[info.dtype]
-        begin, buffer = info.start + start * size, self._map(info.file)
-        if start == stop:
-            return torch.empty(0, dtype=TORCH_DTYPES[info.dtype])
-        if info.start % size:  # the old pickle layout does not align its tensors: these are copied
-            return torch.frombuffer(
-                bytearray(buffer[begin : begin + (stop - start) * size]), dtype=TORCH_DTYPES[info.dtype]
-            )
-        return torch.frombuffer(buffer, dtype=TORCH_DTYPES[info.dtype], count=stop - start, offset=begin)
-
-    def _info(self, tensor: str) -> TensorInfo:
-        info = self._tensors.get(tensor)
-        if info is None:
-            raise SourceError(f"{self._checkpoint.name}: tensor {tensor!r} is not in it any more")
-        return info
-
-    def _map(self, file: str) -> mmap.mmap:
-        if file not in self._maps:
-            path = self._folder / file
-            try:
-                # ACCESS_COPY gives writable private pages, which torch wants; nothing ever writes to them.
-                with path.open("rb") as handle:
-                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-            except OSError as error:
-                raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
-        return self._maps[file]
 
 
 class Evaluator:
@@ -107,6 +52,11 @@ class Evaluator:
         step = max(1, max_bytes // SIZES[x.dtype])
         for start in range(0, elements(x), step):
             yield self.flat(x, start, min(start + step, elements(x)))
+
+    def stored(self, x: Expr) -> Iterator[memoryview]:
+        """The bytes of `x` as a checkpoint has them, slice by slice."""
+        for part in self.slices(x):
+            yield memoryview(part.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     def flat(self, x: Expr, start: int, stop: int) -> torch.Tensor:
         """Elements start..stop of `x` in row-major order, in its dtype."""
@@ -171,11 +121,6 @@ def _noise(seed: str, start: int, stop: int) -> torch.Tensor:
 def _noise_block(seed: str, block: int) -> torch.Tensor:
     number = int.from_bytes(hashlib.sha256(f"{seed}:{block}".encode()).digest()[:8], "big") >> 1
     return torch.randn(NOISE_BLOCK, generator=torch.Generator().manual_seed(number))
-
-
-def open_files(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Files]:
-    """The bytes of each checkpoint of a plan, all of them local by now."""
-    return {key: Files(checkpoint) for key, checkpoint in checkpoints.items()}
 
 
 def checkpoint_expressions(folder: Path) -> tuple[dict[str, Expr], dict[str, Any], Evaluator]:
