@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 # Everything this project makes outside its sources.
 BUILD := build
 
-.PHONY: demo test test-all lint format docs bench-gates image-check clean help
+.PHONY: demo test test-all lint format docs bench-merge bench-gates bench-gguf image-check clean help
 
 help:
 	@echo "make demo         one recipe from preview to a published model, on real input, without an account"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     the slow end-to-end tests too"
 	@echo "make lint         ruff, mypy, and the linters of workflows and Dockerfile"
-	@echo "make bench-gates  our gates beside mergekit's"
+	@echo "make bench-merge  the merge beside mergekit-moe and cp"
+	@echo "make bench-gates  the gates beside mergekit's"
+	@echo "make bench-gguf   GGUF files beside llama.cpp's converter and quantiser"
 	@echo "make image-check  build the preview image and run it"
 	@echo "make docs         write the generated pages again"
 
@@ -35,6 +37,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet --pedantic .github/workflows action.yml
+	$(BIN)/actionlint
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -45,6 +52,16 @@ docs: $(VENV)/.installed
 
 bench-gates: $(VENV)/.installed
 	$(BIN)/python benchmarks/gates_vs_mergekit.py
+
+bench-merge: $(VENV)/.installed
+	$(BIN)/python benchmarks/merge_speed.py
+
+bench-gguf: $(VENV)/.installed
+	$(BIN)/python benchmarks/gguf_speed.py
+
+# Takes docker, podman or buildah, whichever works; without a registry the base image is made with debootstrap.
+image-check: $(VENV)/.installed
+	$(BIN)/python -m scripts.image_check
 
 clean:
 	rm -rf $(BUILD) $(VENV)
