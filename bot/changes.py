@@ -198,7 +198,7 @@ def _local_paths(file: RecipeFile) -> list[str]:
         return []
     parent = PurePosixPath(file.path).parent
     recipe = file.loaded.recipe
-    named = [reference.path for reference in recipe.references if reference.is_local]
+    named = [part.path for reference in recipe.references for part in reference.parts if part.is_local]
     files = [expert.prompts_file for expert in recipe.experts] + [recipe.router.prompts_file]
     named += [name for name in files if name]
     return [os.path.normpath(parent / name) for name in named if not name.startswith(("/", "~"))]
