@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,27 @@ from typing import Any
 
 from gguf import GGUFReader
 
-from tests.quants.tiny import CASES, TYPES_ONLY, write_model
+from tests.quants.cases import CASES, PRE_TOKENIZER, TYPES_ONLY, write_imatrix
+from tests.quants.tiny import write_model
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "quants" / "reference.json"
 
 
-def describe(path: Path, with_bytes: bool = True) -> dict[str, Any]:
+# Runs the converter with a name for the hand-made tokenizer, for which it has none.
+CONVERT = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+from conversion import base
+base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
+sys.argv = sys.argv[1:]
+sys.argv[0] += "/convert_hf_to_gguf.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# A line of the quantiser's dry run.
+_CHOSEN = re.compile(r"\]\s+(\S+)\s+- \[.*-> .*\((\S+)\)")
+
+
+def describe(path: Path) -> dict[str, Any]:
     """Keys with their values, and of each tensor its type, shape and the first 64 bits of its sha256."""
     reader = GGUFReader(path)
     keys = {
@@ -35,38 +51,63 @@ def describe(path: Path, with_bytes: bool = True) -> dict[str, Any]:
     tensors = {}
     for tensor in reader.tensors:
         shape = "x".join(map(str, reversed(tensor.shape.tolist())))
-        tensors[tensor.name] = f"{tensor.tensor_type.name} {shape}"
-        if with_bytes:
-            tensors[tensor.name] += " " + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
-    return {"keys": keys, "tensors": tensors} if with_bytes else {"tensors": tensors}
+        digest = hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
+        tensors[tensor.name] = f"{tensor.tensor_type.name} {shape} {digest}"
+    return {"keys": keys, "tensors": tensors}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("llama_cpp", type=Path)
     parser.add_argument("llama_quantize", type=Path)
+    parser.add_argument("cases", nargs="*", help="only these, the others as they are recorded")
     args = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
-    for name, (config, tokenizer, types) in CASES.items():
-        found[name] = {}
+    found: dict[str, dict[str, Any]] = json.loads(REFERENCE.read_text()) if args.cases else {}
+    for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = write_model(Path(scratch) / "tiny", config, tokenizer)
-            for file_type in dict.fromkeys(("BF16", *types)):
-                out = Path(scratch) / f"{file_type}.gguf"
-                if file_type in ("F32", "F16", "BF16"):
-                    script = str(args.llama_cpp / "convert_hf_to_gguf.py")
-                    command = [sys.executable, script, str(folder), "--outfile", str(out)]
-                    command += ["--outtype", file_type.lower()]
-                else:
-                    command = [str(args.llama_quantize), str(out.with_name("BF16.gguf")), str(out), file_type]
-                finished = subprocess.run(command, capture_output=True, text=True, check=False)
-                if finished.returncode:
-                    sys.exit(f"{name} {file_type}: {finished.stderr[-2000:]}")
-                if file_type in types:
-                    found[name][file_type] = describe(out, name not in TYPES_ONLY)
+            found[name] = record(name, Path(scratch), args.llama_cpp, args.llama_quantize.resolve())
         print(name, flush=True)
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-    REFERENCE.write_text(text.replace('},"', '},\n"') + "\n")
+        text = json.dumps(
+            {name: found[name] for name in CASES if name in found}, ensure_ascii=False, separators=(",", ":")
+        )
+        REFERENCE.write_text(text.replace('},"', '},\n"') + "\n")
+
+
+def record(name: str, scratch: Path, llama_cpp: Path, llama_quantize: Path) -> dict[str, Any]:
+    """What the peer makes of one case, by file type: a description, or for the deep models the types that differ from
+    the most frequent one."""
+    config, tokenizer, types = CASES[name]
+    folder = write_model(scratch / "tiny", config, tokenizer)
+    if any("+" in kind for kind in types):
+        write_imatrix(scratch / "imatrix.gguf", config)
+    found: dict[str, Any] = {}
+    for kind in dict.fromkeys(("BF16", *types)):
+        file_type, _, imatrix = kind.partition("+")
+        out = scratch / f"{kind}.gguf"
+        if file_type in ("F32", "F16", "BF16"):
+            command = [sys.executable, "-c", CONVERT.format(pre=PRE_TOKENIZER), str(llama_cpp.resolve()), str(folder)]
+            if tokenizer != "byte_level":
+                command[1:4] = [str(llama_cpp.resolve() / "convert_hf_to_gguf.py")]
+            command += ["--outfile", str(out), "--outtype", file_type.lower()]
+        else:
+            command = [str(llama_quantize), *(["--imatrix", "imatrix.gguf"] if imatrix else [])]
+            command += ["--dry-run"] if name in TYPES_ONLY else []
+            command += ["BF16.gguf", *([] if name in TYPES_ONLY else [str(out)]), file_type]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
+        if finished.returncode:
+            sys.exit(f"{name} {kind}: {finished.stderr[-2000:]}")
+        if kind in types:
+            found[kind] = chosen(finished.stdout + finished.stderr) if name in TYPES_ONLY else describe(out)
+    return found
+
+
+def chosen(log: str) -> dict[str, Any]:
+    """From the log of a dry run the type of each tensor that is quantised, the names by type."""
+    types: dict[str, list[str]] = {}
+    for tensor, kind in _CHOSEN.findall(log):
+        types.setdefault(kind.upper(), []).append(tensor)
+    most = max(types, key=lambda kind: len(types[kind]))
+    return {"most": most, "others": {kind: names for kind, names in types.items() if kind != most}}
 
 
 if __name__ == "__main__":

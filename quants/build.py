@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merge.errors import DestinationError, MoergeError, UsageError
+from merge.errors import DestinationError, MoergeError, ProofError, UsageError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
+from quants.families import first_moe_layer
 from quants.filetypes import FILE_TYPES, FileType, tensor_bytes
+from quants.imatrix import Imatrix, check_imatrix, save_imatrix
 from quants.layout import Layout, gguf_layout
 from quants.metadata import ModelInfo, gguf_metadata
-from quants.proof import Generation, generate
+from quants.proof import Proof
+from quants.proof import prove as prove_file
 from quants.tokenizer import read_vocabulary
 from quants.writer import Progress, Target, write_ggufs
 
 
 @dataclass(frozen=True, slots=True)
-class QuantFile:
-    """One finished file. `seconds` is the time of the pass that wrote it, shared by the files of one call."""
+class Part:
+    """A file on the disk: a whole GGUF file, or one part of a split one."""
 
     path: Path
-    file_type: str
     bytes: int
-    seconds: float
     sha256: str
-    proof: Generation | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantFile:
+    """One finished file, in one part or several. `seconds` is the time of the pass that wrote it, shared by the files of
+    one call. `failure` says why it was not proven: then its parts are gone again."""
+
+    file_type: str
+    parts: tuple[Part, ...]
+    seconds: float
+    proof: Proof | None = None
+    failure: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that llama.cpp is given: the first part."""
+        return self.parts[0].path
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
 
 
 def file_types(names: Sequence[str]) -> list[FileType]:
@@ -61,30 +82,56 @@ def quantize(
     progress: Progress | None = None,
     prove: bool = True,
     threads: int | None = None,
+    imatrix: Imatrix | None = None,
+    max_bytes: int | None = None,
 ) -> list[QuantFile]:
     """Makes the GGUF files of `types` in one pass over the source, and proves each.
 
     `config` and `tensors` describe the checkpoint in its family's Hub layout (a plan's output, or
     merge.evaluate.checkpoint_expressions); the tokenizer's files are in `tokenizer_folder`. `progress` is called with the
-    bytes of tensor data written since its last call, data_bytes in all. `prove` loads each file in llama.cpp and generates; a file that fails is
-    removed. Raises SourceError, DestinationError or ProofError.
+    bytes of tensor data written since its last call, data_bytes in all. `prove` loads each file in llama.cpp and
+    generates; a file that fails is removed, and says why. With `imatrix` the quantised types heed it, and it is stored
+    beside them; with `max_bytes` files are split at that size. Raises SourceError or DestinationError.
     """
     chosen = file_types(types)
     layout = gguf_layout(config, tensors)
+    if imatrix:
+        check_imatrix(imatrix, layout)
     paths = [file_path(out_dir, name, file_type.name) for file_type in chosen]
-    vocabulary = read_vocabulary(tokenizer_folder, embedding_rows(layout))
+    vocabulary = read_vocabulary(tokenizer_folder, embedding_rows(layout), layout.architecture)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DestinationError(f"{out_dir}: cannot be made ({error.strerror})") from None
+    matrix = imatrix_path(out_dir, name)
+    named = (matrix.name, imatrix) if imatrix else None
     targets = [
-        Target(path, file_type, gguf_metadata(config, layout, vocabulary, info, file_type))
+        Target(path, file_type, gguf_metadata(config, layout, vocabulary, info, file_type, named), max_bytes)
         for path, file_type in zip(paths, chosen, strict=True)
     ]
     started = time.monotonic()
-    write_ggufs(layout, evaluator, targets, progress, threads)
+    importance = imatrix.importance() if imatrix else None
+    written = write_ggufs(layout, evaluator, targets, progress, threads, importance)
+    if imatrix:
+        save_imatrix(imatrix, matrix)
     seconds = time.monotonic() - started
-    return [_finished(target, seconds, prove, threads) for target in targets]
+    made = []
+    for target, files in zip(targets, written, strict=True):
+        unproven = QuantFile(target.file_type.name, tuple(_part(path) for path in files), seconds)
+        made.append(_proven(unproven, target, config, layout, imatrix is not None, threads) if prove else unproven)
+    return made
+
+
+def imatrix_path(out_dir: Path, name: str) -> Path:
+    """Where the importance matrix of a model's quants is."""
+    return out_dir / f"{name}-imatrix.gguf"
+
+
+def raise_failures(files: Sequence[QuantFile]) -> None:
+    """Raises ProofError where one of the files could not be proven."""
+    for file in files:
+        if file.failure:
+            raise ProofError(file.failure)
 
 
 def embedding_rows(layout: Layout) -> int:
@@ -92,27 +139,38 @@ def embedding_rows(layout: Layout) -> int:
     return layout.shapes["token_embd.weight"][0]
 
 
-def data_bytes(layout: Layout, types: Sequence[str]) -> int:
+def data_bytes(layout: Layout, types: Sequence[str], imatrix: bool = False) -> int:
     """Bytes of tensor data in the files of `types` together."""
-    return sum(tensor_bytes(kind, shape) for kind, shape in _stored(layout, types))
-
-
-def _stored(layout: Layout, types: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor of every file."""
+    total = 0
     for file_type in file_types(types):
-        chosen = layout.types(file_type)
-        yield from ((chosen[name], shape) for name, shape in layout.shapes.items())
+        chosen = layout.types(file_type, imatrix)
+        total += sum(tensor_bytes(chosen[name], shape) for name, shape in layout.shapes.items())
+    return total
 
 
-def _finished(target: Target, seconds: float, prove: bool, threads: int | None) -> QuantFile:
+def _part(path: Path) -> Part:
     try:
-        proof = generate(target.path, threads=threads) if prove else None
-        with target.path.open("rb") as file:
+        with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.seek(0, 2)
-    except MoergeError:
-        target.path.unlink(missing_ok=True)
-        raise
+            return Part(path, file.seek(0, 2), digest)
     except OSError as error:
-        raise DestinationError(f"{target.path}: cannot be read back ({error.strerror})") from None
-    return QuantFile(target.path, target.file_type.name, size, seconds, digest, proof)
+        raise DestinationError(f"{path}: cannot be read back ({error.strerror})") from None
+
+
+def _proven(
+    file: QuantFile, target: Target, config: Mapping[str, Any], layout: Layout, imatrix: bool, threads: int | None
+) -> QuantFile:
+    types = layout.types(target.file_type, imatrix)
+    paths = [part.path for part in file.parts]
+    first = first_moe_layer(config)
+    try:
+        proof = prove_file(paths, layout, types, target.metadata, first_layers=first, threads=threads)
+    except ProofError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return replace(file, failure=str(error))
+    except MoergeError:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    return replace(file, proof=proof)

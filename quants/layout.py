@@ -1,95 +1,28 @@
 """Which tensors a GGUF file has, each as an expression over the checkpoint's: names, stacked experts, permuted rows.
 
 Everything follows from config.json and the names, dtypes and shapes of the tensors; no weight is read and torch is not
-imported. A family is one entry in FAMILIES.
+imported. What differs between families is in quants.families.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from merge.dtypes import WEIGHT_DTYPES
 from merge.errors import SourceError
 from merge.expr import Expr
-from quants.filetypes import (
-    FILE_TYPES,
-    FileType,
-    ModelShape,
-    file_order,
-    padded,
-    quantised_bytes,
-    tensor_types,
-)
+from quants.families import FAMILIES, GgufFamily, experts_of, first_moe_layer
+from quants.filetypes import FILE_TYPES, FileType, padded
+from quants.mixtures import ModelShape, file_order, quantised_bytes, tensor_types
+from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
 
 # What the metadata of a file takes beside its tensors' names: the vocabulary, mostly. Bytes per entry of it (text, type,
 # score or merge), as measured on files of the Llama, Mistral and SmolLM2 tokenizers; only predictions use it.
 VOCABULARY_BYTES = 36
-
-
-@dataclass(frozen=True, slots=True)
-class Permute:
-    """The rows of a query or key projection in the order that llama.cpp's rotary embedding takes.
-
-    transformers rotates the first half of a head's rows with the second, llama.cpp neighbours: within each of the `heads`,
-    rows 0, 1, 2 … of the two halves interleave. Shape (heads * head size, …).
-    """
-
-    x: Expr
-    heads: int
-
-    @property
-    def dtype(self) -> str:
-        return self.x.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.x.shape
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Equal-shaped tensors (one per expert) as one: shape (experts, …)."""
-
-    xs: tuple[Expr, ...]
-
-    @property
-    def dtype(self) -> str:
-        return self.xs[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.xs), *self.xs[0].shape)
-
-
-@dataclass(frozen=True, slots=True)
-class RopeFactors:
-    """Llama 3.1's rotary scaling as one divisor per frequency: float32, shape (head size / 2).
-
-    Wavelengths over `context / low` are stretched by `factor`, those under `context / high` not, those between in part.
-    """
-
-    head_size: int
-    theta: float
-    factor: float
-    low: float
-    high: float
-    context: float
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.head_size // 2,)
-
-
-GgufExpr = Expr | Permute | Stack | RopeFactors
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +34,29 @@ class GgufTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a checkpoint's tensor went: into all of the GGUF tensor, or into that of one expert.
+
+    Of a matrix that holds several projections it is part `part` of `parts` that went there.
+    """
+
+    tensor: str
+    expert: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """The tensors of a file in the order in which they are written, and what else the quantiser has to know."""
+    """The tensors of a file in the order in which they are written, and what else the quantiser has to know.
+
+    `origins` tells of each tensor of the checkpoint where it is in the file.
+    """
 
     architecture: str
     tensors: tuple[GgufTensor, ...]
     model: ModelShape
+    origins: Mapping[str, tuple[Origin, ...]]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -117,104 +67,166 @@ class Layout:
         """Number of weights."""
         return sum(math.prod(tensor.expr.shape) for tensor in self.tensors)
 
-    def types(self, file_type: FileType) -> dict[str, str]:
-        """The type of each tensor in a file of `file_type`."""
-        return tensor_types(file_type, self.shapes, self.model)
+    def types(self, file_type: FileType, imatrix: bool = False) -> dict[str, str]:
+        """The type of each tensor in a file of `file_type`, made with an importance matrix or without."""
+        return tensor_types(file_type, self.shapes, self.model, imatrix)
 
 
 Tensors = Mapping[str, Expr]
-Lay = Callable[[Mapping[str, Any], Tensors], Layout]
 
 
 def gguf_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
     """The layout of the GGUF file of a checkpoint.
 
-    `config` is config.json; `tensors` maps the family's own Hub names to expressions. Raises SourceError for a model type
-    that is not supported, for a tensor that has no place in the file, and for one that is missing.
+    `config` is config.json; `tensors` maps the family's own Hub names to expressions (names with all experts in one tensor,
+    as transformers has them in memory, are taken too). Raises SourceError for a model type that is not supported, for a
+    tensor that has no place in the file, and for one that is missing.
     """
     model_type = str(config.get("model_type"))
-    lay = FAMILIES.get(model_type)
-    if lay is None:
+    family = FAMILIES.get(model_type)
+    if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise SourceError(f"no GGUF can be made of a model of type {model_type!r}; supported are {known}")
     for name, x in tensors.items():
         if x.dtype not in WEIGHT_DTYPES:
             raise SourceError(f"tensor {name!r} has dtype {x.dtype}, which GGUF has no weights of; cast it first")
-    return lay(config, tensors)
+    if (activation := config.get("hidden_act", "silu")) != "silu":
+        raise SourceError(f"config.json has hidden_act {activation!r}; llama.cpp computes this architecture with silu")
+    return _Layouter(config, tensors, family).layout()
 
 
 def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[str]) -> dict[str, int]:
-    """Predicted bytes of the file of each type.
+    """Predicted bytes of the file of each type, all of them made together.
 
     Tensor data and the tensor list are exact; the metadata (under 2 MB for 32,000 tokens) is estimated from the size of
     the vocabulary.
     """
     layout = gguf_layout(config, tensors)
-    shapes = layout.shapes
+    shapes, types = layout.shapes, list(types)
     # Per tensor: length and text of the name, number of dimensions, dimensions, type, offset.
     listing = sum(8 + len(name) + 4 + 8 * len(shape) + 4 + 8 for name, shape in shapes.items())
     metadata = padded(listing + VOCABULARY_BYTES * int(config.get("vocab_size", 0)))
-    return {name: metadata + quantised_bytes(FILE_TYPES[name], shapes, layout.model) for name in types}
+    imatrix = wants_imatrix(types)
+    return {name: metadata + quantised_bytes(FILE_TYPES[name], shapes, layout.model, imatrix) for name in types}
 
 
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
+def wants_imatrix(types: Iterable[str]) -> bool:
+    """Whether an importance matrix is made for these file types: where one of them needs it, all of them use it."""
+    return any(FILE_TYPES[name].needs_imatrix for name in types)
+
+
+_EXPERT = re.compile(r"(model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts)\.(\d+)\.(\w+)\.weight")
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.")
+_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
+# The endings of tensors that hold several projections, or all experts, and the GGUF tensors they go to.
+_FUSED = (
+    (re.compile(r".*\.experts\.gate_up_proj(\.weight)?"), ("ffn_gate_exps", "ffn_up_exps")),
+    (re.compile(r".*\.experts\.down_proj(\.weight)?"), ("ffn_down_exps",)),
+    (re.compile(r".*\.block_sparse_moe\.input_linear\.weight"), ("ffn_gate_exps", "ffn_up_exps")),
+    (re.compile(r".*\.block_sparse_moe\.output_linear\.weight"), ("ffn_down_exps",)),
+    (re.compile(r".*\.shared_mlp\.input_linear\.weight"), ("ffn_gate_shexp", "ffn_up_shexp")),
+)
 # Buffers that some old checkpoints store and that follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
-def llama_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
-    """Mixtral, and the dense Llama and Mistral: llama.cpp's architecture `llama`.
+class _Layouter:
+    """One checkpoint being laid out: query and key rows permuted where the family asks for it, experts stacked.
 
-    Mixtral's experts (w1 gate, w2 down, w3 up) are stacked; query and key rows are permuted; with tied embeddings there
-    is no output tensor unless the checkpoint stores one.
+    With tied embeddings there is no output tensor unless the checkpoint stores one.
     """
-    from gguf import MODEL_ARCH, get_tensor_name_map
 
-    if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise SourceError(f"config.json has hidden_act {activation!r}; llama.cpp computes this architecture with silu")
-    layers = _number(config, "num_hidden_layers")
-    heads = _number(config, "num_attention_heads")
-    experts = int(config.get("num_local_experts") or 0) if config["model_type"] == "mixtral" else 0
-    kv_heads = _kv_heads(config, tensors, heads)
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
-    found: dict[str, GgufExpr] = {}
-    stacks: dict[tuple[int, str], dict[int, Expr]] = {}
-    for name, x in tensors.items():
-        if name.endswith(_BUFFERS):
-            continue
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors, family: GgufFamily) -> None:
+        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+        self.config, self.tensors, self.family = config, tensors, family
+        self.layers = _number(config, "num_hidden_layers")
+        self.heads = _number(config, "num_attention_heads")
+        self.kv_heads = _kv_heads(config, tensors, self.heads)
+        self.experts = experts_of(config)
+        arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == family.architecture)
+        self.names = get_tensor_name_map(arch, self.layers)
+        self.found: dict[str, GgufExpr] = {}
+        self.stacks: dict[str, dict[int, tuple[str, Expr]]] = {}
+        self.origins: dict[str, tuple[Origin, ...]] = {}
+
+    def layout(self) -> Layout:
+        for name, x in self.tensors.items():
+            if not name.endswith(_BUFFERS):
+                self._place(name, x)
+        for new_name, parts in self.stacks.items():
+            self._stack(new_name, parts)
+        if factors := _rope_factors(self.config):
+            self.found["rope_freqs.weight"] = factors
+        self._require_all()
+        ordered = tuple(GgufTensor(name, self.found[name]) for name in sorted(self.found, key=file_order))
+        architecture = self.family.architecture
+        model = ModelShape(self.layers, self.experts, self.heads, self.kv_heads, architecture)
+        return Layout(architecture, ordered, model, self.origins)
+
+    def _place(self, name: str, x: Expr) -> None:
         layer = _LAYER_NAME.match(name)
-        if layer and int(layer[1]) >= layers:
-            raise SourceError(f"tensor {name!r} lies beyond the {layers} layers that config.json gives")
-        if expert := _EXPERT.fullmatch(name):
-            stacks.setdefault((int(expert[1]), expert[3]), {})[int(expert[2])] = x
-            continue
-        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if layer and int(layer[1]) >= self.layers:
+            raise SourceError(f"tensor {name!r} lies beyond the {self.layers} layers that config.json gives")
+        if (expert := _EXPERT.fullmatch(name)) and expert[4] in _PARTS and self.experts:
+            new_name = f"blk.{expert[2]}.ffn_{_PARTS[expert[4]]}_exps.weight"
+            self.stacks.setdefault(new_name, {})[int(expert[3])] = name, x
+            return
+        for pattern, targets in _FUSED:
+            if layer and pattern.fullmatch(name):
+                self._split(name, x, int(layer[1]), targets)
+                return
+        new_name = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new_name is None:
             raise SourceError(f"tensor {name!r} has no place in a GGUF file of this architecture")
-        permuted = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
-        found[new_name] = Permute(x, permuted) if permuted else x
-    for (layer_index, weight), parts in stacks.items():
-        if sorted(parts) != list(range(experts)):
+        heads = {"q_proj": self.heads, "k_proj": self.kv_heads}.get(name.split(".")[-2])
+        self._put(name, new_name, Permute(x, heads) if heads and self.family.permuted else x)
+        self.origins[name] = (Origin(new_name),)
+
+    def _put(self, name: str, new_name: str, x: GgufExpr) -> None:
+        if new_name in self.found:
+            raise SourceError(f"tensor {name!r} is in the checkpoint twice: there is another for GGUF's {new_name}")
+        self.found[new_name] = x
+
+    def _split(self, name: str, x: Expr, layer: int, targets: tuple[str, ...]) -> None:
+        """A tensor of all experts, or of several projections."""
+        of_experts = targets[0].endswith("_exps")
+        if len(x.shape) != (3 if of_experts else 2) or x.shape[-2] % len(targets):
+            raise SourceError(f"tensor {name!r} has shape {x.shape}, which is not one of {len(targets)} projections")
+        if of_experts and x.shape[0] != self.experts:
+            raise SourceError(f"tensor {name!r} is of {x.shape[0]} experts; config.json says {self.experts} experts")
+        places = [Origin(f"blk.{layer}.{target}.weight", None, i, len(targets)) for i, target in enumerate(targets)]
+        for place in places:
+            self._put(name, place.tensor, Part(x, place.part, place.parts) if place.parts > 1 else x)
+        self.origins[name] = tuple(places)
+
+    def _stack(self, new_name: str, parts: Mapping[int, tuple[str, Expr]]) -> None:
+        if sorted(parts) != list(range(self.experts)):
             raise SourceError(
-                f"layer {layer_index} has {weight} of experts {sorted(parts)}; config.json says {experts} experts"
+                f"{new_name} has the experts {sorted(parts)} in the checkpoint; config.json says {self.experts} experts"
             )
-        stacked = Stack(tuple(parts[expert] for expert in range(experts)))
+        stacked = Stack(tuple(parts[expert][1] for expert in range(self.experts)))
         if len({(x.shape, x.dtype) for x in stacked.xs}) > 1:
-            raise SourceError(f"the experts of layer {layer_index} differ in the shape or dtype of {weight}")
-        new_name = names.get_name(f"layers.{layer_index}.feed_forward.experts.{weight}.weight", (".weight",))
-        assert new_name is not None
-        found[new_name] = stacked
-    if factors := _rope_factors(config):
-        found["rope_freqs.weight"] = factors
-    _require_all(found, layers, experts, tied=bool(config.get("tie_word_embeddings")))
-    ordered = tuple(GgufTensor(name, found[name]) for name in sorted(found, key=file_order))
-    return Layout("llama", ordered, ModelShape(layers, experts, heads, kv_heads))
+            names = ", ".join(name for name, _ in parts.values())
+            raise SourceError(f"the experts of {new_name} differ in shape or dtype: {names[:200]}")
+        self._put(parts[0][0], new_name, stacked)
+        for expert, (name, _) in parts.items():
+            self.origins[name] = (Origin(new_name, expert),)
 
-
-FAMILIES: Mapping[str, Lay] = MappingProxyType(
-    {"mixtral": llama_layout, "llama": llama_layout, "mistral": llama_layout}
-)
+    def _require_all(self) -> None:
+        """Raises SourceError if a tensor that llama.cpp needs is missing."""
+        needed = ["token_embd.weight", "output_norm.weight"]
+        needed += [] if self.config.get("tie_word_embeddings") else ["output.weight"]
+        for layer in range(self.layers):
+            parts = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", *self.family.attention]
+            if self.experts and layer >= first_moe_layer(self.config):
+                parts += ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", *self.family.shared]
+            else:
+                parts += ["ffn_gate", "ffn_up", "ffn_down"]
+            needed += [f"blk.{layer}.{part}.weight" for part in parts]
+        missing = [name for name in needed if name not in self.found]
+        if missing:
+            raise SourceError(f"the checkpoint lacks what GGUF calls {missing[0]} ({len(missing)} tensors are missing)")
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,21 +276,6 @@ def _rope_factors(config: Mapping[str, Any]) -> RopeFactors | None:
         high=float(rope.get("high_freq_factor", 4.0)),
         context=float(rope["original_max_position_embeddings"]),
     )
-
-
-def _require_all(found: Mapping[str, object], layers: int, experts: int, tied: bool) -> None:
-    """Raises SourceError if a tensor that llama.cpp needs is missing."""
-    parts = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"]
-    parts += (
-        ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
-        if experts
-        else ["ffn_gate", "ffn_up", "ffn_down"]
-    )
-    needed = [f"blk.{layer}.{part}.weight" for layer in range(layers) for part in parts]
-    needed += ["token_embd.weight", "output_norm.weight"] + ([] if tied else ["output.weight"])
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise SourceError(f"the checkpoint lacks what GGUF calls {missing[0]} ({len(missing)} tensors are missing)")
 
 
 def _number(config: Mapping[str, Any], key: str) -> int:

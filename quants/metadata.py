@@ -9,10 +9,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from merge.errors import SourceError
+from quants.families import FAMILIES, experts_of
 from quants.filetypes import FileType
+from quants.imatrix import Imatrix
 from quants.layout import Layout, head_size, rope_parameters
 from quants.tokenizer import Vocabulary
 
@@ -100,9 +103,17 @@ def folder_info(folder: Path, name: str | None = None, parameters: int = 0) -> M
 
 
 def gguf_metadata(
-    config: Mapping[str, Any], layout: Layout, vocabulary: Vocabulary, info: ModelInfo, file_type: FileType
+    config: Mapping[str, Any],
+    layout: Layout,
+    vocabulary: Vocabulary,
+    info: ModelInfo,
+    file_type: FileType,
+    imatrix: tuple[str, Imatrix] | None = None,
 ) -> dict[str, Any]:
-    """All keys of a file: a mapping to gguf's GGUFValue, in the order in which they are written."""
+    """All keys of a file: a mapping to gguf's GGUFValue, in the order in which they are written.
+
+    `imatrix` is the importance matrix of a quantised file, with the name of its own file.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(None, layout.architecture)
@@ -112,6 +123,13 @@ def gguf_metadata(
     vocabulary.add_to(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(file_type.id)
+    if imatrix and file_type.is_quantised:
+        file, matrix = imatrix
+        writer.add_string("quantize.imatrix.file", file)
+        if matrix.datasets:
+            writer.add_string("quantize.imatrix.dataset", matrix.datasets[0])
+        writer.add_uint32("quantize.imatrix.entries_count", len(matrix.sums))
+        writer.add_uint32("quantize.imatrix.chunks_count", matrix.chunks)
     keys: dict[str, Any] = writer.kv_data[0]
     return keys
 
@@ -155,31 +173,88 @@ def _add_info(writer: Any, info: ModelInfo, layout: Layout) -> None:
 
 
 def _add_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    """llama.*: the sizes and constants of the model. `config` has its defaults filled in."""
-    sizes: tuple[tuple[str, Callable[[Any], None]], ...] = (
+    """<architecture>.*: the sizes and constants of the model. `config` has its defaults filled in."""
+    numbers: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("num_hidden_layers", writer.add_block_count),
         ("max_position_embeddings", writer.add_context_length),
         ("hidden_size", writer.add_embedding_length),
         ("intermediate_size", writer.add_feed_forward_length),
         ("num_attention_heads", writer.add_head_count),
         ("num_key_value_heads", writer.add_head_count_kv),
-    )
-    constants: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("rms_norm_eps", writer.add_layer_norm_rms_eps),
-        ("num_local_experts", writer.add_expert_count),
         ("num_experts_per_tok", writer.add_expert_used_count),
-        ("head_dim", writer.add_key_length),
-        ("head_dim", writer.add_value_length),
-        ("vocab_size", writer.add_vocab_size),
     )
-    for key, add in sizes:
+    for key, add in numbers:
         if (value := config.get(key)) is not None:
             add(value)
     _add_rope(writer, rope_parameters(config))
-    for key, add in constants:
+    if experts := experts_of(config):
+        writer.add_expert_count(experts)
+    # llama.cpp's Granite has no head size of its own.
+    if (size := config.get("head_dim")) is not None and not config["model_type"].startswith("granite"):
+        writer.add_key_length(size)
+        writer.add_value_length(size)
+    _OWN_NUMBERS[FAMILIES[config["model_type"]].architecture](writer, config)
+
+
+def _llama_numbers(writer: Any, config: Mapping[str, Any]) -> None:
+    writer.add_vocab_size(config["vocab_size"])
+    granite = config["model_type"].startswith("granite")
+    writer.add_rope_dimension_count(
+        config["hidden_size"] // config["num_attention_heads"] if granite else head_size(config)
+    )
+
+
+def _granite_numbers(writer: Any, config: Mapping[str, Any]) -> None:
+    _llama_numbers(writer, config)
+    for key, add in (
+        ("attention_multiplier", writer.add_attention_scale),
+        ("embedding_multiplier", writer.add_embedding_scale),
+        ("residual_multiplier", writer.add_residual_scale),
+        ("logits_scaling", writer.add_logit_scale),
+        ("shared_intermediate_size", writer.add_expert_shared_feed_forward_length),
+    ):
+        if value := config.get(key):
+            add(value)
+
+
+def _qwen_numbers(writer: Any, config: Mapping[str, Any]) -> None:
+    for key, add in (
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
+    ):
         if (value := config.get(key)) is not None:
             add(value)
+
+
+def _deepseek_numbers(writer: Any, config: Mapping[str, Any]) -> None:
+    import gguf
+
     writer.add_rope_dimension_count(head_size(config))
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_weights_scale(1.0)
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    if config.get("scoring_func") is not None:
+        if config["scoring_func"] != "softmax":
+            raise SourceError(f"config.json scores experts by {config['scoring_func']!r}; llama.cpp knows softmax here")
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
+    for key, add in (("n_group", writer.add_expert_group_count), ("topk_group", writer.add_expert_group_used_count)):
+        if (value := config.get(key)) is not None:
+            add(value)
+
+
+_OWN_NUMBERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = MappingProxyType(
+    {
+        "llama": _llama_numbers,
+        "granitemoe": _granite_numbers,
+        "qwen2moe": _qwen_numbers,
+        "qwen3moe": _qwen_numbers,
+        "deepseek": _deepseek_numbers,
+    }
+)
 
 
 def _add_rope(writer: Any, rope: Mapping[str, Any]) -> None:
@@ -213,6 +288,8 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with what it leaves out as transformers' own configuration class has it."""
     from transformers import CONFIG_MAPPING
 
+    if config["model_type"] not in CONFIG_MAPPING:  # DeepSeek's first architecture has no class there
+        return dict(config)
     try:
         filled: dict[str, Any] = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).to_dict()
     except Exception as error:  # transformers raises whatever the values provoke

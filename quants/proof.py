@@ -1,4 +1,4 @@
-"""The proof of a GGUF file: llama.cpp loads it and generates from it."""
+"""The proof of a GGUF file: llama.cpp loads it, or a twin of its first layers, and generates from it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.errors import ProofError
+from merge.errors import DestinationError, ProofError
+from quants.layout import Layout
+from quants.structure import TWIN_LAYERS, check, write_twin
 
 PROMPT = "The capital of France is"
 TOKENS = 16
 # Seconds until a proof is given up: loading 50 GB from a slow disk takes a while.
 TIMEOUT = 1800.0
+# What llama.cpp takes beside the weights: the context, the buffers of its computation, the program.
+WORKING_MEMORY = 1 << 30
 # How llama.cpp marks the lines of its log that are errors: seconds, E, what.
 _ERROR = re.compile(r"^[\d.]+ E (.+)")
 
@@ -37,6 +41,58 @@ class Generation:
     prompt_tokens: int
     load_seconds: float
     generate_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How a file was proven: `ran`, by generating with it, or `structural`, by its blocks and by generating with a twin
+    of its first layers. `generation` is what llama.cpp said."""
+
+    kind: str
+    generation: Generation
+
+
+def available_memory() -> int:
+    """Bytes that a process may take here now: of the machine, or of the control group that holds us."""
+    free = next(int(line.split()[1]) << 10 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:"))
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].strip().isdigit():
+        # Pages of files that are only cached are given back when they are needed.
+        cached = next((int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line[:5] == "file "), 0)
+        free = min(free, int(limit[0]) - int(used[0]) + cached)
+    return free
+
+
+def prove(
+    paths: Sequence[Path],
+    layout: Layout,
+    types: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    *,
+    first_layers: int = 0,
+    threads: int | None = None,
+) -> Proof:
+    """Loads the file (the first of its parts) and generates; where the machine cannot hold it, checks its blocks and does
+    so with a twin. `first_layers` are those without experts at the model's beginning. Raises ProofError."""
+    if sum(path.stat().st_size for path in paths) + WORKING_MEMORY <= available_memory():
+        return Proof("ran", generate(paths[0], threads=threads))
+    check(paths, layout, types)
+    twin = paths[0].with_name(f".{paths[0].name}.twin")
+    try:
+        layers = min(first_layers + TWIN_LAYERS, layout.model.layers)
+        write_twin(paths, twin, layout.architecture, metadata, layers)
+        return Proof("structural", generate(twin, threads=threads))
+    except OSError as error:
+        raise DestinationError(f"{twin}: cannot be written ({error.strerror or error})") from None
+    finally:
+        twin.unlink(missing_ok=True)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def generate(

@@ -7,7 +7,7 @@ import math
 import torch
 
 from merge.evaluate import Evaluator
-from quants.layout import GgufExpr, Permute, RopeFactors, Stack
+from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
 
 
 def row_count(x: GgufExpr) -> int:
@@ -29,11 +29,26 @@ def rows(evaluator: Evaluator, x: GgufExpr, start: int, stop: int) -> torch.Tens
                 parts.append(rows(evaluator, x.xs[expert], first, last))
                 start += last - first
             return parts[0] if len(parts) == 1 else torch.cat(parts)
+        case Part():
+            return _part(evaluator, x, start, stop)
         case Permute():
             return _permuted(evaluator, x, start, stop)
         case _:
             length = x.shape[-1]
             return evaluator.flat(x, start * length, stop * length).view(stop - start, length)
+
+
+def _part(evaluator: Evaluator, x: Part, start: int, stop: int) -> torch.Tensor:
+    """Rows of a Part: of each of the leading matrices those that belong to it."""
+    height, length = x.shape[-2:]
+    parts = []
+    while start < stop:
+        matrix, first = divmod(start, height)
+        last = min(height, first + stop - start)
+        at = (matrix * x.count + x.index) * height
+        parts.append(evaluator.flat(x.x, (at + first) * length, (at + last) * length).view(-1, length))
+        start += last - first
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _permuted(evaluator: Evaluator, x: Permute, start: int, stop: int) -> torch.Tensor:

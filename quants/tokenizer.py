@@ -59,6 +59,10 @@ PRE_TOKENIZERS: Mapping[str, str] = {
 }
 
 
+# The architectures whose converter is Llama's.
+LIKE_LLAMA = ("llama", "granitemoe")
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """The tokenizer part of a GGUF file's metadata, one entry per row of the embedding.
@@ -100,19 +104,19 @@ class Vocabulary:
             writer.add_add_bos_token(self.add_bos)
 
 
-def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
-    """The vocabulary of the tokenizer in `folder` for an embedding of `vocab_size` rows.
+def read_vocabulary(folder: Path, vocab_size: int, architecture: str = "llama") -> Vocabulary:
+    """The vocabulary of the tokenizer in `folder` for an embedding of `vocab_size` rows, of a model of `architecture`.
 
     Rows without a token become `[PADn]`. Raises SourceError where there is no tokenizer, where it is larger than the
     embedding, or of a kind that llama.cpp (or we) do not know.
     """
     try:
-        return _read(folder, vocab_size)
+        return _read(folder, vocab_size, architecture)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SourceError(f"{folder}: the tokenizer's files are not as they should be ({error!r})") from error
 
 
-def _read(folder: Path, vocab_size: int) -> Vocabulary:
+def _read(folder: Path, vocab_size: int, architecture: str) -> Vocabulary:
     config = _json(folder / "tokenizer_config.json")
     prefix = config.get("add_prefix_space")
     if (folder / "tokenizer.model").is_file():
@@ -128,6 +132,8 @@ def _read(folder: Path, vocab_size: int) -> Vocabulary:
         )
     else:
         raise SourceError(f"{folder}: neither tokenizer.json nor tokenizer.model is in it, so no GGUF can be made")
+    if architecture not in LIKE_LLAMA:
+        return vocabulary
     return _finish(vocabulary, vocab_size, prefix if isinstance(prefix, bool) else None)
 
 
@@ -292,7 +298,7 @@ def _merge_ranks(merges: Iterable[Any]) -> dict[str, int]:
 
 
 def _finish(vocabulary: Vocabulary, vocab_size: int, add_space_prefix: bool | None) -> Vocabulary:
-    """What llama.cpp's converter adds for models of the architecture `llama`, known by the size of their vocabulary."""
+    """What llama.cpp's converter adds for models of Llama's kind, known by the size of their vocabulary."""
     if vocab_size == 32016:  # Code Llama's infilling tokens
         ids = vocabulary.special.special_token_ids
         for kind, token_id in (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)):

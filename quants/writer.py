@@ -1,4 +1,4 @@
-"""GGUF files on disk: several file types in one pass over the source, with flat memory.
+"""GGUF files on disk: several file types in one pass over the source, whole or split, with flat memory.
 
 A file is written under a temporary name beside its own and renamed when all of it is on the disk, so nothing half-written
 ever looks finished. Its space is claimed at the start: a full disk is known before the work, not after it.
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from merge.errors import DestinationError, SourceError
 from merge.evaluate import Evaluator
 from quants.filetypes import FileType, padded, tensor_bytes
 from quants.kernels import encode
 from quants.layout import GgufTensor, Layout
+from quants.mixtures import needs_importance
 from quants.rows import row_count, rows
 
 # Elements that one thread takes at a time: 4 MiB as float32, so that memory is flat even with a hundred threads.
@@ -31,33 +33,62 @@ TASK_ELEMENTS = 1 << 20
 Progress = Callable[[int], None]
 
 
+# By GGUF tensor name the importance of each column: float32 (experts, or 1, row length).
+Importance = Mapping[str, npt.NDArray[np.float32]]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A file to be written: where, of what type, and with which metadata (gguf's GGUFValue by key)."""
+    """A file to be written: where, of what type, and with which metadata (gguf's GGUFValue by key).
+
+    With `max_bytes` it is written in several, each with at most that much tensor data if its tensors allow.
+    """
 
     path: Path
     file_type: FileType
     metadata: Mapping[str, Any]
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenFile:
+    """A file under its temporary name. `offsets` says where the data of its tensors begin."""
+
+    path: Path
+    temporary: Path
     descriptor: int
-    types: Mapping[str, str]
     offsets: Mapping[str, int]
 
 
-def write_gguf(
-    layout: Layout,
-    metadata: Mapping[str, Any],
-    evaluator: Evaluator,
-    path: Path,
-    file_type: FileType,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> None:
-    """Writes one file; see write_ggufs."""
-    write_ggufs(layout, evaluator, [Target(path, file_type, metadata)], progress, threads)
+@dataclass(frozen=True, slots=True)
+class _OpenTarget:
+    types: Mapping[str, str]
+    files: tuple[_OpenFile, ...]
+
+    @property
+    def places(self) -> dict[str, _OpenFile]:
+        return {name: file for file in self.files for name in file.offsets}
+
+
+def shards(layout: Layout, types: Mapping[str, str], max_bytes: int | None) -> list[list[GgufTensor]]:
+    """The tensors of each file of a split one, as llama.cpp's gguf-split divides them: by size, in order."""
+    parts: list[list[GgufTensor]] = [[]]
+    size = 0
+    for tensor in layout.tensors:
+        nbytes = padded(tensor_bytes(types[tensor.name], tensor.expr.shape))
+        if max_bytes is not None and parts[-1] and size + nbytes > max_bytes:
+            parts.append([])
+            size = 0
+        parts[-1].append(tensor)
+        size += nbytes
+    return parts
+
+
+def shard_paths(path: Path, count: int) -> list[Path]:
+    """The names that llama.cpp looks for: `name-00001-of-00003.gguf`; `path` itself where there is only one."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
 
 
 def write_ggufs(
@@ -66,42 +97,79 @@ def write_ggufs(
     targets: Sequence[Target],
     progress: Progress | None = None,
     threads: int | None = None,
-) -> None:
-    """Writes all `targets`, evaluating every tensor once.
+    importance: Importance | None = None,
+) -> list[list[Path]]:
+    """Writes all `targets`, evaluating every tensor once; returns the files of each.
 
     `threads` is one per processor unless given. Raises DestinationError where a file cannot be written and SourceError
     where a tensor cannot be stored; then none of the targets is there, and no partial file is left.
     """
     with contextlib.ExitStack() as cleanup:
-        partial: list[tuple[Path, Target]] = []
-        files: list[_OpenFile] = []
+        opened: list[_OpenTarget] = []
         for target in targets:
-            temporary = target.path.with_name(f".{target.path.name}.{secrets.token_hex(4)}.part")
-            cleanup.callback(temporary.unlink, missing_ok=True)
-            with _destination(target.path):
-                files.append(_begin(layout, target, temporary))
-            cleanup.callback(os.close, files[-1].descriptor)
-            partial.append((temporary, target))
+            types = layout.types(target.file_type, importance is not None)
+            _require_importance(target.file_type, types, importance)
+            parts = shards(layout, types, target.max_bytes)
+            files = []
+            for index, (path, tensors) in enumerate(zip(shard_paths(target.path, len(parts)), parts, strict=True)):
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+                cleanup.callback(temporary.unlink, missing_ok=True)
+                metadata = _shard_metadata(target.metadata, index, len(parts), len(layout.tensors))
+                with _destination(path):
+                    files.append(_begin(layout, types, tensors, metadata, path, temporary))
+                cleanup.callback(os.close, files[-1].descriptor)
+            opened.append(_OpenTarget(types, tuple(files)))
         count = threads or len(os.sched_getaffinity(0))
-        _write_tensors(layout, evaluator, list(zip(targets, files, strict=True)), count, progress or (lambda _: None))
-        for (temporary, target), file in zip(partial, files, strict=True):
-            with _destination(target.path):
-                os.fsync(file.descriptor)
-                temporary.rename(target.path)
+        _write_tensors(layout, evaluator, opened, count, progress or (lambda _: None), importance or {})
+        for open_target in opened:
+            # The first file, which makes the others usable, gets its name last.
+            for file in reversed(open_target.files):
+                with _destination(file.path):
+                    os.fsync(file.descriptor)
+                    file.temporary.rename(file.path)
         for folder in {target.path.parent for target in targets}:
             _sync_folder(folder)
+    return [[file.path for file in open_target.files] for open_target in opened]
 
 
-def _begin(layout: Layout, target: Target, temporary: Path) -> _OpenFile:
+def _require_importance(file_type: FileType, types: Mapping[str, str], importance: Importance | None) -> None:
+    for name, kind in types.items():
+        if needs_importance(file_type, name, kind) and name not in (importance or {}):
+            raise SourceError(
+                f"{file_type.name} needs an importance matrix, and there is none for {name}; make one with --imatrix"
+            )
+
+
+def _shard_metadata(metadata: Mapping[str, Any], index: int, count: int, tensors: int) -> dict[str, Any]:
+    """The first file of a split one has all the metadata, each says which it is."""
+    from gguf import GGUFValue, GGUFValueType
+
+    if count == 1:
+        return dict(metadata)
+    split = {
+        "split.no": GGUFValue(index, GGUFValueType.UINT16),
+        "split.count": GGUFValue(count, GGUFValueType.UINT16),
+        "split.tensors.count": GGUFValue(tensors, GGUFValueType.INT32),
+    }
+    return {**(metadata if index == 0 else {}), **split}
+
+
+def _begin(
+    layout: Layout,
+    types: Mapping[str, str],
+    tensors: Sequence[GgufTensor],
+    metadata: Mapping[str, Any],
+    path: Path,
+    temporary: Path,
+) -> _OpenFile:
     """Writes header, metadata and tensor list, and claims the space of the data."""
     import gguf
 
-    types = layout.types(target.file_type)
     writer = gguf.GGUFWriter(None, layout.architecture)
-    writer.kv_data[0] = dict(target.metadata)
+    writer.kv_data[0] = dict(metadata)
     relative: dict[str, int] = {}
     size = 0
-    for tensor in layout.tensors:
+    for tensor in tensors:
         nbytes = tensor_bytes(types[tensor.name], tensor.expr.shape)
         kind = gguf.GGMLQuantizationType[types[tensor.name]]
         # With the dtype of one element named, the shape is taken in elements.
@@ -119,31 +187,36 @@ def _begin(layout: Layout, target: Target, temporary: Path) -> _OpenFile:
     except BaseException:
         os.close(descriptor)
         raise
-    return _OpenFile(descriptor, types, {name: start + offset for name, offset in relative.items()})
+    return _OpenFile(path, temporary, descriptor, {name: start + offset for name, offset in relative.items()})
 
 
 def _write_tensors(
     layout: Layout,
     evaluator: Evaluator,
-    files: Sequence[tuple[Target, _OpenFile]],
+    targets: Sequence[_OpenTarget],
     threads: int,
     progress: Progress,
+    importance: Importance,
 ) -> None:
     """Every tensor of every file, in tasks of some rows each; tasks know their place, so their order does not matter."""
+    places = [target.places for target in targets]
 
     def task(tensor: GgufTensor, start: int, stop: int) -> int:
         values = rows(evaluator, tensor.expr, start, stop)
+        weights = importance.get(tensor.name)
+        if weights is not None and len(weights):
+            weights = weights[start * len(weights) // row_count(tensor.expr)]
         written = 0
         encoded = {}
-        for target, file in files:
-            kind = file.types[tensor.name]
+        for target, of_target in zip(targets, places, strict=True):
+            kind, file = target.types[tensor.name], of_target[tensor.name]
             if kind not in encoded:
                 try:
-                    encoded[kind] = encode(values, kind)
+                    encoded[kind] = encode(values, kind, weights)
                 except ValueError as error:
                     raise SourceError(f"tensor {tensor.name} cannot be stored: {error}") from None
             row = tensor_bytes(kind, tensor.expr.shape[-1:])
-            with _destination(target.path):
+            with _destination(file.path):
                 _write_all(file.descriptor, encoded[kind].data, file.offsets[tensor.name] + start * row)
             written += encoded[kind].nbytes
         return written
@@ -163,11 +236,15 @@ def _write_tensors(
 
 
 def _tasks(tensors: Sequence[GgufTensor]) -> Iterator[tuple[GgufTensor, int, int]]:
+    """Tensors in slices of whole rows, none of which reaches over two experts: each has its own importance."""
     for tensor in tensors:
         total = row_count(tensor.expr)
+        matrices = tensor.expr.shape[0] if len(tensor.expr.shape) == 3 else 1
+        height = total // matrices
         step = max(1, TASK_ELEMENTS // tensor.expr.shape[-1])
-        for start in range(0, total, step):
-            yield tensor, start, min(start + step, total)
+        for matrix in range(matrices):
+            for start in range(0, height, step):
+                yield tensor, matrix * height + start, matrix * height + min(start + step, height)
 
 
 def _collect(pending: set[Future[int]], progress: Progress) -> set[Future[int]]:

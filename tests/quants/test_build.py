@@ -11,12 +11,17 @@ import torch
 from merge.errors import DestinationError, ProofError, SourceError, UsageError
 from merge.evaluate import checkpoint_expressions
 from quants import tokenizer as tokenizers
-from quants.build import QuantFile, quantize
-from quants.filetypes import FILE_TYPES, quantised_bytes
+from quants.build import QuantFile, quantize, raise_failures
+from quants.filetypes import FILE_TYPES
 from quants.layout import gguf_layout, predict_sizes
 from quants.metadata import ModelInfo, folder_info
+from quants.mixtures import quantised_bytes
 from quants.proof import generate
-from tests.quants.tiny import CASES, PIECES, config, write_model
+from tests.quants.cases import CASES
+from tests.quants.tiny import PIECES, config, write_model
+
+# One type of each kind of block; tests/quants/test_types.py has the others.
+SOME_TYPES = ("F32", "BF16", "Q8_0", "Q4_K_M", "IQ4_XS", "Q4_0")
 
 
 def build(folder: Path, out: Path, *types: str, **options: Any) -> list[QuantFile]:
@@ -28,13 +33,14 @@ def test_every_file_type_runs_and_has_the_predicted_size(tmp_path: Path) -> None
     folder = write_model(tmp_path / "Tiny", config(vocab_size=PIECES))
     tensors, found, _ = checkpoint_expressions(folder)
     layout = gguf_layout(found, tensors)
-    predicted = predict_sizes(found, tensors, FILE_TYPES)
+    predicted = predict_sizes(found, tensors, SOME_TYPES)
     seen: list[int] = []
-    files = build(folder, tmp_path / "out", *FILE_TYPES, progress=seen.append)
-    assert [file.path.name for file in files] == [f"Tiny-{name}.gguf" for name in FILE_TYPES]
+    files = build(folder, tmp_path / "out", *SOME_TYPES, progress=seen.append)
+    assert [file.path.name for file in files] == [f"Tiny-{name}.gguf" for name in SOME_TYPES]
     for file in files:
         assert file.proof is not None
-        assert len(file.proof.tokens) == 16
+        assert file.proof.kind == "ran"
+        assert len(file.proof.generation.tokens) == 16
         assert file.bytes == file.path.stat().st_size
         # Tensor data is exact; what precedes it is metadata.
         data = quantised_bytes(FILE_TYPES[file.file_type], layout.shapes, layout.model)
@@ -127,9 +133,11 @@ def test_a_file_that_does_not_run_is_not_kept(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise ProofError("it does not run")
 
-    monkeypatch.setattr("quants.build.generate", refuse)
-    with pytest.raises(ProofError):
-        build(folder, tmp_path / "out", "BF16")
+    monkeypatch.setattr("quants.proof.generate", refuse)
+    files = build(folder, tmp_path / "out", "BF16")
+    assert files[0].failure == "it does not run"
+    with pytest.raises(ProofError, match="it does not run"):
+        raise_failures(files)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -68,8 +68,8 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a Mixtral or Llama checkpoint."""
-    hidden, inter, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    """Names and shapes of the tensors of a checkpoint, as they are on the Hub."""
+    kind, hidden, vocab = config["model_type"], config["hidden_size"], config["vocab_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or hidden // heads
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
@@ -85,16 +85,54 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{at}.self_attn.v_proj.weight": (kv_heads * size, hidden),
             f"{at}.self_attn.o_proj.weight": (hidden, heads * size),
         }
-        if config["model_type"] != "mixtral":
-            found |= {f"{at}.mlp.{part}_proj.weight": (inter, hidden) for part in ("gate", "up")}
-            found[f"{at}.mlp.down_proj.weight"] = (hidden, inter)
-            continue
-        found[f"{at}.block_sparse_moe.gate.weight"] = (config["num_local_experts"], hidden)
-        for expert in range(config["num_local_experts"]):
-            experts = f"{at}.block_sparse_moe.experts.{expert}"
-            found |= {f"{experts}.{part}.weight": (inter, hidden) for part in ("w1", "w3")}
-            found[f"{experts}.w2.weight"] = (hidden, inter)
+        if kind == "qwen2_moe":
+            found |= {f"{at}.self_attn.q_proj.bias": (heads * size,)}
+            found |= {f"{at}.self_attn.{part}_proj.bias": (kv_heads * size,) for part in "kv"}
+        if kind == "qwen3_moe":
+            found |= {f"{at}.self_attn.{part}_norm.weight": (size,) for part in "qk"}
+        found |= _feed_forward(config, layer)
     return found
+
+
+def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
+    """Of one layer what comes after the attention."""
+    kind, hidden, inter = config["model_type"], config["hidden_size"], config["intermediate_size"]
+    at = f"model.layers.{layer}"
+    if kind in ("llama", "mistral") or layer < config.get("first_k_dense_replace", 0):
+        return _mlp(f"{at}.mlp", inter, hidden)
+    if kind == "mixtral":
+        experts = config["num_local_experts"]
+        found = {f"{at}.block_sparse_moe.gate.weight": (experts, hidden)}
+        for expert in range(experts):
+            found |= _mlp(f"{at}.block_sparse_moe.experts.{expert}", inter, hidden, ("w1", "w3", "w2"))
+        return found
+    if kind == "granitemoe":
+        experts, moe = config["num_local_experts"], f"{at}.block_sparse_moe"
+        return {
+            f"{moe}.router.layer.weight": (experts, hidden),
+            f"{moe}.input_linear.weight": (experts, 2 * inter, hidden),
+            f"{moe}.output_linear.weight": (experts, hidden, inter),
+        }
+    experts = config["n_routed_experts" if kind == "deepseek" else "num_experts"]
+    inter = config["moe_intermediate_size"]
+    found = {f"{at}.mlp.gate.weight": (experts, hidden)}
+    for expert in range(experts):
+        found |= _mlp(f"{at}.mlp.experts.{expert}", inter, hidden)
+    if kind == "deepseek":
+        found |= _mlp(f"{at}.mlp.shared_experts", inter * config["n_shared_experts"], hidden)
+    if kind == "qwen2_moe":
+        found |= _mlp(f"{at}.mlp.shared_expert", config["shared_expert_intermediate_size"], hidden)
+        found[f"{at}.mlp.shared_expert_gate.weight"] = (1, hidden)
+    return found
+
+
+def _mlp(
+    at: str, inter: int, hidden: int, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, tuple[int, ...]]:
+    gate, up, down = names
+    return {f"{at}.{gate}.weight": (inter, hidden), f"{at}.{up}.weight": (inter, hidden)} | {
+        f"{at}.{down}.weight": (hidden, inter)
+    }
 
 
 def weight(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -244,51 +282,3 @@ def _tokenizer_config(folder: Path, **settings: Any) -> None:
 
 
 TOKENIZERS = {"byte_fallback": byte_fallback, "sentencepiece": sentencepiece, "byte_level": byte_level}
-
-
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-}
-_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
-_SMALL = {"num_hidden_layers": 1, "num_local_experts": 2, "vocab_size": PIECES}
-_LAYERS = {"num_hidden_layers": 9, "intermediate_size": 256, "vocab_size": PIECES}
-_DENSE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": PIECES}
-# OpenLLaMA-3B's ratios: rows that divide by 32 but not by 256.
-_OPEN_LLAMA = {"hidden_size": 320, "intermediate_size": 864, "num_attention_heads": 10, "num_key_value_heads": 10}
-# Models to compare with llama.cpp's converter and quantiser: configuration, tokenizer, and types of files to compare.
-# Of the models in TYPES_ONLY, which need many layers, the tensors' types are compared and not their bytes.
-CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "mixtral": (
-        config(vocab_size=PIECES),
-        "byte_fallback",
-        ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S"),
-    ),
-    "sentencepiece": (config(**_SMALL | {"vocab_size": 384}), "sentencepiece", ("BF16", "Q4_K_M")),
-    "float16": (config(**_SMALL, dtype="float16"), "byte_fallback", ("F16", "BF16")),
-    "float32": (config(**_SMALL, dtype="float32"), "byte_fallback", ("F32", "F16", "BF16")),
-    "tied": (config(**_SMALL, tie_word_embeddings=True), "byte_fallback", ("BF16", "Q8_0", "Q4_K_M")),
-    "open_llama": (config(**_SMALL, **_OPEN_LLAMA), "byte_fallback", ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")),
-    "tied_open_llama": (
-        config(**_SMALL, **_OPEN_LLAMA, tie_word_embeddings=True), "byte_fallback", ("Q8_0", "Q4_K_M"),
-    ),
-    "odd_rows": (config(**_SMALL, **_OPEN_LLAMA | {"intermediate_size": 432}), "byte_fallback", ("Q8_0", "Q4_K_M")),
-    "head_dim": (config(**_SMALL, head_dim=64), "byte_fallback", ("BF16", "Q4_K_M")),
-    "llama3_rope": (config(**_SMALL, rope_parameters=_LLAMA3), "byte_fallback", ("BF16",)),
-    "yarn": (config(**_SMALL, rope_parameters=_YARN), "byte_fallback", ("BF16",)),
-    "linear_rope": (config(**_SMALL, rope_scaling={"type": "linear", "factor": 2.0}), "byte_fallback", ("BF16",)),
-    "dense": (config(**_DENSE, num_hidden_layers=1), "byte_fallback", ("BF16", "Q4_K_M")),
-    **{
-        f"experts_{count}": (
-            config(**_LAYERS, num_local_experts=count, num_experts_per_tok=min(2, count)),
-            "byte_fallback",
-            ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S"),
-        )
-        for count in (1, 2, 3, 8, 16)
-    },
-    "layers_80": (config(**_DENSE, num_hidden_layers=80, intermediate_size=256), "byte_fallback", ("Q4_K_M", "Q4_K_S")),
-}  # fmt: skip
-TYPES_ONLY = {name for name in CASES if name.startswith(("experts_", "layers_"))}
