@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture
+from merge.families.family import NO_ARCHITECTURE, PLAIN_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
 
 NAME = "cohere2_moe"
@@ -23,13 +23,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("cohere2",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
-GGUF = False
 WINDOW = True
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """What the base has and such a model cannot have: nothing."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp has no such architecture."""
+    return NO_ARCHITECTURE
 
 
 def keeps(tensor: str) -> bool:
@@ -51,7 +55,7 @@ def block_tensors(block: Block) -> Iterator[tuple[str, Expr]]:
 
 def output_config(base: DenseModel, mixture: Mixture) -> dict[str, Any]:
     """config.json of the result. Its norms are LayerNorms because `rms_norm_eps` is absent."""
-    return base.shared_config("Cohere2MoeForCausalLM", mixture.torch_dtype) | {
+    config = base.shared_config("Cohere2MoeForCausalLM", mixture.torch_dtype) | {
         "model_type": NAME,
         **base.carried,
         "attention_bias": base.attention_bias,
@@ -65,3 +69,6 @@ def output_config(base: DenseModel, mixture: Mixture) -> dict[str, Any]:
         "shared_expert_combination_strategy": "sum",
         "router_aux_loss_coef": 0.001,
     }
+    if base.rope_scaling:  # this class takes `rope_scaling` and does nothing with it
+        config["rope_parameters"] = {"rope_theta": base.rope_theta, **base.rope_scaling}
+    return config

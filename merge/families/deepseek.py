@@ -24,7 +24,6 @@ ALIASES: tuple[str, ...] = ("DeepSeek MoE",)
 ACCEPTS: tuple[str, ...] = ("llama", "mistral")
 SHARED = PLAIN_SHARED
 NORMALISES = False
-GGUF = True
 WINDOW = False
 
 _CODE = "deepseek-ai/deepseek-moe-16b-base--"
@@ -36,6 +35,11 @@ def lacks(base: DenseModel) -> Iterator[str]:
         yield f"RoPE scaling {base.rope_scaling['rope_type']!r}"
     if base.head_dim * base.heads != base.hidden_size:
         yield f"{base.heads} heads of size {base.head_dim} with hidden size {base.hidden_size}"
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp runs such a model only with a shared expert."""
+    return None if mixture.has_shared else "llama.cpp's DeepSeek needs a shared expert"
 
 
 def keeps(tensor: str) -> bool:

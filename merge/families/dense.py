@@ -244,7 +244,12 @@ def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Mappi
     scaling.pop("partial_rotary_factor", None)
     if not isinstance(scaling["rope_type"], str):
         raise ConfigError("rope_scaling has no type")
-    return theta, None if scaling["rope_type"] == "default" else scaling
+    if scaling["rope_type"] == "default":
+        return theta, None
+    # Some configs have it beside the RoPE's parameters, where transformers gives it precedence.
+    if config.get("original_max_position_embeddings") is not None:
+        scaling["original_max_position_embeddings"] = _size(config, "original_max_position_embeddings")
+    return theta, scaling
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture
+from merge.families.family import NOT_WRITTEN, PLAIN_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
 
 NAME = "ernie4_5_moe"
@@ -22,13 +22,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("ernie4_5",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
-GGUF = True
 WINDOW = False
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """What the base has and such a model cannot have: nothing; the experts' missing biases are tensors."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp has the architecture, but no GGUF of it is written here."""
+    return NOT_WRITTEN
 
 
 def keeps(tensor: str) -> bool:

@@ -14,6 +14,9 @@ Mlp: TypeAlias = Mapping[str, Expr]
 
 # How a family's shared expert is weighed: there is none, or by a gate of its own, or not at all.
 NO_SHARED, GATED_SHARED, PLAIN_SHARED = "none", "gated", "plain"
+# Reasons for there being no GGUF file.
+NO_ARCHITECTURE = "llama.cpp has no such models"
+NOT_WRITTEN = "this version of moerge does not write this architecture"
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Family(Protocol):
 
     NAME is the result's model_type; ALIASES are further names that a recipe's `architecture` may begin, mergekit's among
     them. ACCEPTS are the dense model_types it takes. SHARED says whether it has a shared expert. NORMALISES: whether the
-    weights of a token's experts sum to one, so that experts equal to the base give the base. GGUF: whether llama.cpp has
-    such models. WINDOW: whether it can have the base's sliding window.
+    weights of a token's experts sum to one, so that experts equal to the base give the base. WINDOW: whether it can have
+    the base's sliding window.
     """
 
     NAME: str
@@ -58,11 +61,13 @@ class Family(Protocol):
     ACCEPTS: tuple[str, ...]
     SHARED: str
     NORMALISES: bool
-    GGUF: bool
     WINDOW: bool
 
     def lacks(self, base: DenseModel) -> Iterator[str]:
         """What the base has and such a model cannot have, in words; tensors aside."""
+
+    def why_no_gguf(self, mixture: Mixture) -> str | None:
+        """Why no GGUF file can be made of such a model; None where one can."""
 
     def keeps(self, tensor: str) -> bool:
         """Whether such a model has a place for this tensor of the dense model, under the same name."""

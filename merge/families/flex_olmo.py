@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture
+from merge.families.family import NO_ARCHITECTURE, NO_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
 
 NAME = "flex_olmo"
@@ -23,13 +23,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("olmo2",)
 SHARED = NO_SHARED
 NORMALISES = True
-GGUF = False
 WINDOW = False
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """What the base has and a FlexOlmo model cannot have: nothing."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp has no such architecture."""
+    return NO_ARCHITECTURE
 
 
 def keeps(tensor: str) -> bool:

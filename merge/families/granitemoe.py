@@ -25,13 +25,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("granite", "llama", "mistral", "qwen2", "seed_oss")
 SHARED = NO_SHARED
 NORMALISES = True
-GGUF = True
 WINDOW = False
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """Nothing but a sliding window, which is said apart."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """None: llama.cpp has the architecture."""
+    return None
 
 
 def keeps(tensor: str) -> bool:

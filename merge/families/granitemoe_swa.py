@@ -15,7 +15,7 @@ from typing import Any
 
 from merge.expr import Concat, Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture
+from merge.families.family import NO_ARCHITECTURE, NO_SHARED, Block, Mixture
 
 NAME = "granitemoe_swa"
 TITLE = "Granite-MoE-SWA"
@@ -23,13 +23,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("granite_swa",)
 SHARED = NO_SHARED
 NORMALISES = True
-GGUF = False
 WINDOW = True
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """Nothing: windows, sinks and a RoPE for each layer are Granite-SWA's own."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp has no such architecture."""
+    return NO_ARCHITECTURE
 
 
 def keeps(tensor: str) -> bool:

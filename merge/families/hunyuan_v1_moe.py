@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture
+from merge.families.family import NOT_WRITTEN, PLAIN_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
 
 NAME = "hunyuan_v1_moe"
@@ -22,13 +22,17 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("hunyuan_v1_dense",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
-GGUF = True
 WINDOW = False
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
     """What the base has and such a model cannot have: nothing."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """llama.cpp has the architecture, but no GGUF of it is written here."""
+    return NOT_WRITTEN
 
 
 def keeps(tensor: str) -> bool:

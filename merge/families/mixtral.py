@@ -20,7 +20,6 @@ ALIASES: tuple[str, ...] = ()
 ACCEPTS: tuple[str, ...] = ("llama", "mistral")
 SHARED = NO_SHARED
 NORMALISES = True
-GGUF = True
 WINDOW = True
 
 _PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -29,6 +28,11 @@ _PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 def lacks(base: DenseModel) -> Iterator[str]:
     """What the base has and a Mixtral model cannot have: nothing; of a sliding window it has the same."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """None: llama.cpp has the architecture."""
+    return None
 
 
 def keeps(tensor: str) -> bool:

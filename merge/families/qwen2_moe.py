@@ -28,7 +28,6 @@ ALIASES: tuple[str, ...] = ("Qwen MoE",)
 ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral", "ministral", "seed_oss")
 SHARED = GATED_SHARED
 NORMALISES = False
-GGUF = True
 WINDOW = True
 
 # Rows of a shared expert of zeros: a multiple of every quantised type's block.
@@ -39,6 +38,11 @@ _BIASED = ("q_proj", "k_proj", "v_proj")
 def lacks(base: DenseModel) -> Iterator[str]:
     """Nothing: each layer says for itself whether it has the sliding window."""
     yield from ()
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """None: llama.cpp has the architecture."""
+    return None
 
 
 def keeps(tensor: str) -> bool:

@@ -21,7 +21,6 @@ ALIASES: tuple[str, ...] = ("Qwen3 MoE", "Qwen MoE")
 ACCEPTS: tuple[str, ...] = ("qwen3",)
 SHARED = NO_SHARED
 NORMALISES = True
-GGUF = True
 WINDOW = True
 
 
@@ -29,6 +28,11 @@ def lacks(base: DenseModel) -> Iterator[str]:
     """Its sliding window is in all layers or in none."""
     if len(set(base.sliding_layers)) > 1:
         yield "a sliding window in some of its layers only"
+
+
+def why_no_gguf(mixture: Mixture) -> str | None:
+    """None: llama.cpp has the architecture."""
+    return None
 
 
 def keeps(tensor: str) -> bool:
