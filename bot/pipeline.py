@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.gates import gate_findings, gates_key_of, make_gates, routing_of, written_in
 from bot.preview import plan_recipe
 from bot.state import State, locked, stage_key
 from cards.render import write_cards
@@ -19,7 +19,6 @@ from evals.results import (
     ExpertUsed,
     FileMade,
     FindingSaid,
-    LayerRouting,
     QuantMade,
     Report,
     SourceUsed,
@@ -36,7 +35,6 @@ from merge.sources import Sources
 from merge.writer import write_checkpoint
 
 if TYPE_CHECKING:
-    from merge.gates import ExpertPrompts
     from quants.metadata import ModelInfo
 
 MODEL, GGUF = "model", "gguf"
@@ -203,9 +201,11 @@ class _Build:
             ),
             files=files,
             quants=quants,
-            routing=_routing(gates),
+            routing=routing_of(gates),
+            written_prompts=written_in(gates),
             findings=tuple(
-                FindingSaid(finding.id, finding.level, finding.text, finding.line) for finding in plan.findings
+                FindingSaid(finding.id, finding.level, finding.text, finding.line)
+                for finding in (*plan.findings, *gate_findings(self.loaded, plan, gates))
             ),
             seconds=seconds,
         )
@@ -217,46 +217,6 @@ def fetched(plan: MergePlan, sources: Sources) -> dict[str, Checkpoint]:
         if source.why_no_headers is not None:
             raise SourceError(f"{source.name}: its weights are not there, only its config.json")
     return sources.fetch(plan.needed_files, plan.sources)
-
-
-def prompts_of(loaded: LoadedRecipe) -> list[ExpertPrompts]:
-    """The prompts that the router is made from, by expert."""
-    from merge.gates import ExpertPrompts
-
-    return [ExpertPrompts(expert.positive_prompts, expert.negative_prompts) for expert in loaded.recipe.experts]
-
-
-def gates_key_of(loaded: LoadedRecipe, plan: MergePlan) -> str:
-    """The content address of a recipe's gates."""
-    from merge.gates import gates_key
-
-    base = plan.sources[plan.base].fingerprint
-    return gates_key(plan.gate_mode, prompts_of(loaded), loaded.recipe.build.seed, base)
-
-
-def make_gates(
-    loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, key: str, device: str | None
-) -> Path:
-    """Calibrate the router into `folder`; returns the file, content-addressed by `key`."""
-    from merge.evaluate import Evaluator, open_files
-    from merge.gates import calibrate, save_gates
-
-    base = local[plan.base]
-    assert base.folder is not None
-    layers = plan.config["num_hidden_layers"]
-    with progress(f"gates ({plan.gate_mode})", layers, unit="layer") as shown:
-        gates = calibrate(
-            plan.gate_mode,
-            prompts_of(loaded),
-            base.config,
-            plan.dense_tensors,
-            Evaluator(open_files({plan.base: base})),
-            base.folder,
-            loaded.recipe.build.seed,
-            device or loaded.recipe.build.device,
-            progress=lambda done: shown.advance(1),
-        )
-    return save_gates(gates, folder, key, {"mode": plan.gate_mode})
 
 
 def make_checkpoint(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, key: str, out: Path) -> None:
@@ -326,17 +286,3 @@ def _quantised(model: Path, folder: Path, name: str, types: list[str], info: Mod
         for file in made
         if file.proof is not None
     ]
-
-
-def _routing(gates: Path) -> tuple[LayerRouting, ...]:
-    from merge.gates import gate_report, load_gates
-
-    return tuple(
-        LayerRouting(
-            layer=layer.layer,
-            condition=layer.condition if math.isfinite(layer.condition) else None,
-            cosine=layer.cosine,
-            pair=layer.pair,
-        )
-        for layer in gate_report(load_gates(gates))
-    )

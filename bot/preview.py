@@ -10,7 +10,7 @@ from typing import Any
 from merge import findings as f
 from merge.errors import RecipeError, SourcesUnavailable
 from merge.plan import MergePlan, Parameters, build_plan
-from merge.recipe import LoadedRecipe, load_recipe
+from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
 from merge.reference import parse_reference
 from merge.sources import LocalNotAllowedError, Sources
 from quants.layout import predict_sizes
@@ -113,9 +113,16 @@ def preview_of(plan: MergePlan, path: str) -> Preview:
         download_bytes=plan.download_bytes if has_weights else None,
         build_disk_bytes=disk if has_weights else None,
         license=plan.license,
-        findings=plan.findings,
+        findings=(*plan.findings, *_hints(plan)),
         plan=plan,
     )
+
+
+def _hints(plan: MergePlan) -> tuple[f.Finding, ...]:
+    """What could be better and is not wrong."""
+    if plan.gate_mode in (DISCRIMINANT, *RANDOM_GATES):
+        return ()
+    return (f.DiscriminantHint(None, mode=plan.gate_mode),)
 
 
 def gguf_sizes(plan: MergePlan, types: Sequence[str]) -> dict[str, int]:

@@ -60,12 +60,15 @@ class QuantMade:
 @dataclass(frozen=True)
 class LayerRouting:
     """How well one layer's experts can be told apart: the condition number of the gate matrix (None: infinite), and the
-    pair of experts (from 0) whose gate vectors have the largest cosine."""
+    pair of experts (from 0) whose gate vectors have the largest cosine. Of a discriminant router also the share of
+    held-out tokens whose best expert is their own, and for which share each expert is the best."""
 
     layer: int
     condition: float | None
     cosine: float
     pair: tuple[int, int] | None
+    accuracy: float | None = None
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Report:
     files: tuple[FileMade, ...]
     quants: tuple[QuantMade, ...]
     routing: tuple[LayerRouting, ...] = ()
+    written_prompts: tuple[dict[str, str | int], ...] = ()
     findings: tuple[FindingSaid, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

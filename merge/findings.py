@@ -305,6 +305,98 @@ class SamePromptsTwice(Finding):
     message = "experts {first} and {second} have the same prompts, so the router cannot tell them apart"
 
 
+class DiscriminantHint(Finding):
+    """mergekit's gate modes compare a token with the mean of the prompts' hidden states; with short prompts most tokens then
+    go to the same expert. `gate_mode: discriminant` fits the router to tell the experts' texts apart, on what the router
+    receives in the merged model. docs/gates.md has the figures. A ported recipe keeps its mode until its author changes it."""
+
+    id = "discriminant-hint"
+    level = NOTICE
+    message = "gate_mode {mode!r} is mergekit's; gate_mode: discriminant usually routes better from the same prompts"
+
+
+class OnlyForDiscriminant(Finding):
+    """The key says how `gate_mode: discriminant` is calibrated; mergekit's modes have no such thing."""
+
+    id = "only-for-discriminant"
+    level = WARNING
+    message = "{key} has no effect with gate_mode {mode!r}; it belongs to gate_mode: discriminant"
+
+
+class BadPromptsFile(Finding):
+    """`prompts_file` names a file beside the recipe: `.jsonl` (a text, or an object with `text`, on each line), `.json` (a
+    list of such), or plain text with a blank line between prompts."""
+
+    id = "bad-prompts-file"
+    level = ERROR
+    message = "prompts_file {file}: {problem}"
+
+
+class ExpertsWriteTheirOwn(Finding):
+    """With `router.expand: experts` each expert writes text from its own short prompts, for which all of it is needed: its
+    attention and embeddings too, which the merge itself does not read. The download counts them."""
+
+    id = "experts-write-their-own"
+    level = NOTICE
+    message = "router.expand: experts downloads every expert whole"
+
+
+class PromptsCut(Finding):
+    """A text longer than the base's context (or than 1024 tokens) is cut into pieces, each read on its own."""
+
+    id = "prompts-cut"
+    level = NOTICE
+    message = "a prompt of expert {number} is longer than the calibration reads at once; it was cut into pieces"
+
+
+class PromptsThinned(Finding):
+    """Of an expert with very much text only an even part is used: more changes the router hardly at all, and takes time."""
+
+    id = "prompts-thinned"
+    level = NOTICE
+    message = "expert {number} has more text than the calibration uses; an even part of it was taken"
+
+
+class NothingToHoldOut(Finding):
+    """The router's regularisation and scale are chosen on prompts left out of the fit, which needs more than one token of
+    every expert. Without that, fixed values are used and nothing is known of how well it routes. Write more prompts."""
+
+    id = "nothing-to-hold-out"
+    level = WARNING
+    message = "an expert has only one token of text: the router's quality could not be measured"
+
+
+class IdleExpert(Finding):
+    """On held-out prompts hardly any token chooses this expert, not even its own: it would take memory for nothing. Its
+    prompts are perhaps too much like another's, or too few."""
+
+    id = "idle-expert"
+    level = WARNING
+    message = "expert {number} ({model}) would be idle: it is the best for {percent} % of held-out tokens"
+
+
+class ExpertsAlike(Finding):
+    """On held-out prompts the tokens of these two experts go to one or the other almost by chance in the layers named. In the
+    first layers, which see little more than single words, this is common; in most layers it means that their prompts should
+    differ more, or that one of the experts is enough."""
+
+    id = "experts-alike"
+    level = WARNING
+    message = "experts {first} and {second} cannot be told apart in layers {layers} (of {count})"
+
+
+class ExpertsPerTokenAdvice(Finding):
+    """How many experts each token should be sent to, so that about nine in ten held-out tokens reach their own expert. More
+    make the model slower; fewer lose tokens to a wrong expert."""
+
+    id = "experts-per-token-advice"
+    level = NOTICE
+    message = (
+        "with experts_per_token {per_token}, {percent} % of held-out tokens reach their own expert; "
+        "{enough} would do for {enough_percent} %"
+    )
+
+
 class AllExpertsSame(Finding):
     """All experts are the same model: the result takes more memory and gives the same output as the dense model. That is
     what sparse upcycling wants, where the model is trained afterwards; otherwise it is a mistake."""
@@ -567,12 +659,12 @@ class WeightsNotNormalised(Finding):
 
 
 class NoGguf(Finding):
-    """No GGUF can be made of the result: llama.cpp has no such models, or moerge does not write them. The checkpoint is built
-    as usual. Set `release.quants: []` to say that none is wanted."""
+    """llama.cpp has no architecture for models of this family, so no GGUF can be made. The checkpoint is built as usual. Set
+    `release.quants: []` to say that none is wanted."""
 
     id = "no-gguf"
     level = WARNING
-    message = "no GGUF is made of this {family} model: {why}"
+    message = "llama.cpp has no {family} models: no GGUF is made"
 
 
 class MissingTensor(Finding):

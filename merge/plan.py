@@ -22,7 +22,7 @@ from merge.families import FAMILIES, families_for, families_named
 from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
 from merge.families.model_types import MLP_PARTS
-from merge.recipe import RANDOM_GATES, Expert, LoadedRecipe
+from merge.recipe import DISCRIMINANT, RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
 from merge.tensors import TensorInfo
 
@@ -75,6 +75,8 @@ class MergePlan:
     license: str | None
     quants: tuple[str, ...]
     gate_mode: str
+    # Each expert writes text from its own short prompts, which takes all of it.
+    experts_write: bool = False
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -93,6 +95,10 @@ class MergePlan:
                 if file is not None:
                     needed[read.source].add(file)
         needed[self.base].update(self.companions)
+        for key in self.experts if self.experts_write else ():
+            whole = self.sources[key]
+            needed[key].update(info.file for info in (whole.tensors or {}).values() if info.file is not None)
+            needed[key].update(whole.companions)
         if self.gate_mode not in RANDOM_GATES:
             base = self.sources[self.base].tensors or {}
             needed[self.base].update(info.file for info in base.values() if info.file is not None)
@@ -162,14 +168,7 @@ class _Planner:
                 model = models[checkpoint.key]
                 tensors_of[checkpoint.key] = self.headers(checkpoint, model, line, dtype, mlp_only=True)
         self.check_places(family, base, base_tensors)
-        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
         self.check_family(family, base)
-        why_no_gguf = family.why_no_gguf(mixture)
-        if why_no_gguf is None and base.hidden_act != "silu":
-            why_no_gguf = f"llama.cpp computes such models with silu, not with {base.hidden_act}"
-        if why_no_gguf and self.recipe.release.quants:
-            line = self.loaded.line("architecture") or self.loaded.line("base_model")
-            self.add(f.NoGguf(line, family=family.TITLE, why=why_no_gguf))
         self.read_adapters(tensors_of)
         self.stop_on_errors()
         named = [self.base, *self.experts, *self.shared]
@@ -178,6 +177,8 @@ class _Planner:
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base_tensors})
+        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
+        experts_write = self.experts_write()
         return MergePlan(
             name=self.loaded.name,
             family=family.NAME,
@@ -197,8 +198,9 @@ class _Planner:
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=self.license(),
-            quants=() if why_no_gguf else self.recipe.release.quants,
+            quants=self.recipe.release.quants if family.GGUF else (),
             gate_mode=self.recipe.gate_mode,
+            experts_write=experts_write,
         )
 
     # ------------------------------------------------------------------------------------------------------- findings
@@ -411,6 +413,8 @@ class _Planner:
         window = base.sliding_window
         if window is not None and window < base.max_position_embeddings and not family.WINDOW:
             self.add(f.WindowLost(line, model=model, family=title, window=window))
+        if self.recipe.release.quants and not family.GGUF:
+            self.add(f.NoGguf(self.loaded.line("architecture") or line, family=title))
 
     # ------------------------------------------------------------------------------------------------------- the result
 
@@ -477,6 +481,13 @@ class _Planner:
         if expert.residual_scale is not None and part == "down_proj":
             x = Scale(x, expert.residual_scale)
         return x
+
+    def experts_write(self) -> bool:
+        """Whether each expert writes text from its own prompts."""
+        asked = self.recipe.gate_mode == DISCRIMINANT and self.recipe.router.expand == "experts"
+        if asked:
+            self.add(f.ExpertsWriteTheirOwn(self.loaded.line("router", "expand")))
+        return asked
 
     def license(self) -> str | None:
         """The recipe's licence, or the one that all sources share."""

@@ -22,7 +22,8 @@ from merge.errors import RecipeError
 from merge.reference import ModelReference, parse_reference
 from merge.yaml_file import Document
 
-GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
+DISCRIMINANT = "discriminant"
+GATE_MODES = (DISCRIMINANT, "hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 RANDOM_GATES = ("random", "uniform_random")
 DTYPES = ("bfloat16", "float16", "float32")
 QUANTS = (
@@ -116,9 +117,16 @@ class Build(_Section):
 class Router(_Section):
     """How the router is calibrated."""
 
-    expand: bool | Literal["base", "experts"] | None = None
+    expand: bool | Literal["base", "experts"] | None = Field(
+        None,
+        description="who writes text from prompts of a few words: the base (also true), each expert, or nobody (false)",
+    )
     prompts_file: Line | None = None
-    regularisation: Number | None = Field(None, gt=0)
+    regularisation: Number | None = Field(
+        None,
+        gt=0,
+        description="the ridge, in units of the mean square activation; chosen on held-out prompts where absent",
+    )
 
 
 class Card(_Section):
@@ -258,15 +266,20 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
             line = document.line((section, index, "noise_scale"))
             yield f.LargeNoise(line, value=expert.noise_scale, expert=_where((section, index)))
         for key in ("expert", "prompts_file"):
+            if key == "prompts_file" and section == "experts":
+                continue
             if getattr(expert, key) is not None:
                 yield f.NotSupportedYet(document.line((section, index, key)), key=key, hint="")
     for section, key in (
-        ("router", "expand"), ("router", "prompts_file"), ("router", "regularisation"),
+        ("router", "prompts_file"),
         ("release", "collection"), ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
         ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
     ):  # fmt: skip
         if getattr(getattr(recipe, section), key) is not None:
             yield f.KeyWithoutEffect(document.line((section, key)), key=f"{section}.{key}")
+    for key in ("expand", "regularisation"):
+        if getattr(recipe.router, key) is not None and recipe.gate_mode != DISCRIMINANT:
+            yield f.OnlyForDiscriminant(document.line(("router", key)), key=f"router.{key}", mode=recipe.gate_mode)
 
 
 def _all_experts(recipe: Recipe) -> Iterator[tuple[str, int, Expert]]:
@@ -298,9 +311,13 @@ def _check_prompts(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
             yield f.UnusedPrompts(document.line(("gate_mode",)), mode=recipe.gate_mode)
         return
     for index, expert in enumerate(recipe.experts):
-        if not expert.positive_prompts:
+        if not expert.positive_prompts and expert.prompts_file is None:
             yield f.PromptsMissing(document.line(("experts", index)), number=index + 1, mode=recipe.gate_mode)
-    prompts = [(expert.positive_prompts, expert.negative_prompts) for expert in recipe.experts]
+    # The file's name stands for what is in it.
+    prompts = [
+        (expert.positive_prompts + (expert.prompts_file,) * bool(expert.prompts_file), expert.negative_prompts)
+        for expert in recipe.experts
+    ]
     if len(prompts) > 1 and prompts[0][0] and len(set(prompts)) == 1:
         yield f.IdenticalPrompts(document.line(("experts",)))
         return

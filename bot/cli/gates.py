@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.cli.options import add_device_option, add_source_options, source_options
+from merge.files import write_atomically, writing
 
 if TYPE_CHECKING:
-    from merge.gates import LayerReport
+    from merge.gates.record import Record
+    from merge.gates.report import LayerReport
 
 HELP = "calibrate the router and print how well it tells the experts apart; no model is written"
 
@@ -23,12 +26,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bot.gates import gate_findings, gates_key_of, make_gates
     from bot.preview import plan_recipe
     from merge.errors import SourceError
-    from merge.evaluate import Evaluator, open_files
-    from merge.gates import ExpertPrompts, base_files, calibrate, gate_report, gates_key, write_gates
-    from merge.progress import progress, say
-    from merge.recipe import load_recipe
+    from merge.gates.mergekit import base_files
+    from merge.gates.record import read_record
+    from merge.gates.report import gate_report
+    from merge.gates.store import load_gates
+    from merge.progress import say
+    from merge.recipe import DISCRIMINANT, load_recipe
     from merge.sources import Sources
 
     loaded = load_recipe(args.recipe)
@@ -37,38 +43,59 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_recipe(loaded, sources)
     for finding in plan.findings:
         say(finding.located(str(loaded.path)))
+    key = gates_key_of(loaded, plan)
     base = plan.sources[plan.base]
-    files = base_files(recipe.gate_mode, base)
-    if files and base.why_no_headers is not None:
-        raise SourceError(f"{base.name}: it has no safetensors weights, which gate_mode {recipe.gate_mode!r} needs")
-    local = sources.fetch({base.key: files}, {base.key: base}) if files else {}
-    folder = local[base.key].folder if local else None
-    prompts = [ExpertPrompts(expert.positive_prompts, expert.negative_prompts) for expert in recipe.experts]
-    with progress("gates", plan.config["num_hidden_layers"], "layer") as bar:
-        gates = calibrate(
-            recipe.gate_mode,
-            prompts,
-            base.config,
-            plan.dense_tensors,
-            Evaluator(open_files(local)),
-            folder or loaded.folder,
-            recipe.build.seed,
-            args.device or recipe.build.device,
-            bar.advance,
-        )
-    key = gates_key(recipe.gate_mode, prompts, recipe.build.seed, base.fingerprint)
-    names = [expert.source_model for expert in recipe.experts]
-    print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
-    print(report_text(gate_report(gates), names))
-    if args.out:
-        write_gates(gates, args.out, key, {"mode": recipe.gate_mode})
-        say(f"{args.out}: written")
+    if plan.gate_mode == DISCRIMINANT:  # fitted on the merged model: all of its sources are needed
+        needed = dict(plan.needed_files)
+    else:
+        needed = {base.key: base_files(recipe.gate_mode, base)}
+    for source in (plan.sources[name] for name, files in needed.items() if files or plan.gate_mode == DISCRIMINANT):
+        if source.why_no_headers is not None:
+            raise SourceError(
+                f"{source.name}: it has no safetensors weights, which gate_mode {recipe.gate_mode!r} needs"
+            )
+    wanted = {name: plan.sources[name] for name, files in needed.items() if files}
+    local = sources.fetch({name: needed[name] for name in wanted}, wanted) if wanted else {}
+    with tempfile.TemporaryDirectory(prefix="moerge-gates-") as folder:
+        path = make_gates(loaded, plan, local, Path(folder), key, args.device)
+        gates, record = load_gates(path), read_record(path)
+        names = [expert.source_model for expert in recipe.experts]
+        print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
+        print(record_text(record) if record else report_text(gate_report(gates), names))
+        for finding in gate_findings(loaded, plan, path):
+            say(finding.located(str(loaded.path)))
+        if args.out:
+            with writing(args.out):
+                write_atomically(args.out, path.read_bytes())
+            say(f"{args.out}: written")
     return 0
+
+
+def record_text(record: Record) -> str:
+    """A discriminant's figures as a table."""
+    count = len(record.layers[0].goes_to)
+    best = "".join(f"  {number + 1:>5}" for number in range(count))
+    lines = [f"{'layer':>5}  {'ridge':>5}  {'right':>6}  {'weight':>6}  best for, by expert (%)", " " * 29 + best]
+    for number, layer in enumerate(record.layers):
+        shares = "".join(f"  {100 * share:>5.1f}" for share in layer.shares)
+        lines.append(
+            f"{number:>5}  {layer.ridge:>5g}  {100 * layer.accuracy:>5.1f}%  {layer.top_weight:>6.2f}" + shares
+        )
+    accuracy = 100 * sum(layer.accuracy for layer in record.layers) / len(record.layers)
+    of = (
+        "of held-out prompts' tokens"
+        if record.held_out
+        else "of the tokens it was fitted on (nothing could be held out)"
+    )
+    lines.append(f"The best expert is the right one for {accuracy:.1f} % {of}, mean over the layers.")
+    if record.written:
+        lines.append(f"{len(record.written)} texts were written from short prompts.")
+    return "\n".join(lines)
 
 
 def report_text(layers: Sequence[LayerReport], names: Sequence[str]) -> str:
     """The report as a table, and what it means. `names` are the experts', in order."""
-    from merge.gates import MAX_CONDITION
+    from merge.gates.report import MAX_CONDITION
 
     lines = [f"{'layer':>5}  {'condition':>9}  {'cosine':>6}  closest experts"]
     for layer in layers:

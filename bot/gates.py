@@ -1,0 +1,225 @@
+"""The gates of a recipe: its prompts from wherever they stand, their content address, their calibration, what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evals.results import LayerRouting
+from merge import findings as f
+from merge.checkpoint import Checkpoint
+from merge.errors import RecipeError
+from merge.expr import Expr, Read
+from merge.files import write_atomically, writing
+from merge.plan import MergePlan
+from merge.progress import progress
+from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe
+
+if TYPE_CHECKING:
+    from merge.gates.expansion import Sample
+    from merge.gates.prompts import ExpertPrompts
+
+# A file of prompts is text somebody chose; a larger one is a mistake.
+MAX_PROMPTS_BYTES = 64 << 20
+
+
+def prompts_of(loaded: LoadedRecipe) -> list[ExpertPrompts]:
+    """The prompts that the router is made from, by expert. Raises RecipeError where a file of them cannot be used."""
+    from merge.gates.prompts import ExpertPrompts
+
+    found = []
+    for index, expert in enumerate(loaded.recipe.experts):
+        positive = expert.positive_prompts
+        if expert.prompts_file is not None and loaded.recipe.needs_prompts:
+            positive += _file(loaded, index, expert.prompts_file)
+        found.append(ExpertPrompts(positive, expert.negative_prompts))
+    return found
+
+
+def _file(loaded: LoadedRecipe, index: int, name: str) -> tuple[str, ...]:
+    from merge.gates.prompts import PromptError, read_prompts
+
+    path = (loaded.folder / name).resolve()
+    line = loaded.line("experts", index, "prompts_file")
+    try:
+        if not path.is_relative_to(loaded.folder.resolve()):
+            raise PromptError(f"{name}: outside the recipe's folder")
+        if path.stat().st_size > MAX_PROMPTS_BYTES:
+            raise PromptError(f"{name}: larger than {MAX_PROMPTS_BYTES >> 20} MiB")
+        return read_prompts(path.read_bytes(), name)
+    except (OSError, PromptError) as error:
+        problem = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise RecipeError([f.BadPromptsFile(line, file=name, problem=problem)], str(loaded.path)) from None
+
+
+def expands(loaded: LoadedRecipe) -> str | None:
+    """Who writes text from short prompts: `base`, `experts` or nobody (None)."""
+    expand = loaded.recipe.router.expand
+    if expand is False:
+        return None
+    return expand if isinstance(expand, str) else "base"
+
+
+def gates_key_of(loaded: LoadedRecipe, plan: MergePlan) -> str:
+    """The content address of a recipe's gates."""
+    from merge.gates.store import gates_key
+
+    prompts, seed = prompts_of(loaded), loaded.recipe.build.seed
+    if plan.gate_mode == DISCRIMINANT:
+        from merge.gates.record import routed_key
+
+        return routed_key(prompts, plan.identity(), seed, loaded.recipe.router.regularisation, expands(loaded))
+    return gates_key(plan.gate_mode, prompts, seed, plan.sources[plan.base].fingerprint)
+
+
+def make_gates(
+    loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, key: str, device: str | None
+) -> Path:
+    """Calibrate the router into `folder`; returns the file, content-addressed by `key`."""
+    if plan.gate_mode in RANDOM_GATES:  # these need no torch
+        from merge.gates.random import random_gates
+        from merge.gates.store import save_gates
+
+        layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
+        rows, seed = len(plan.gated), loaded.recipe.build.seed
+        return save_gates(
+            random_gates(plan.gate_mode, layers, rows, hidden, seed), folder, key, {"mode": plan.gate_mode}
+        )
+    from merge.evaluate import Evaluator, open_files
+    from merge.gates.mergekit import calibrate
+    from merge.gates.store import save_gates
+
+    base = local[plan.base]
+    assert base.folder is not None
+    device = device or loaded.recipe.build.device
+    if plan.gate_mode == DISCRIMINANT:
+        return _make_discriminant(loaded, plan, local, folder, key, device)
+    with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
+        gates = calibrate(
+            plan.gate_mode,
+            prompts_of(loaded),
+            base.config,
+            plan.dense_tensors,
+            Evaluator(open_files({plan.base: base})),
+            base.folder,
+            loaded.recipe.build.seed,
+            device,
+            progress=lambda done: shown.advance(1),
+        )
+    return save_gates(gates, folder, key, {"mode": plan.gate_mode})
+
+
+def _make_discriminant(
+    loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, key: str, device: str
+) -> Path:
+    from merge.evaluate import Evaluator, open_files
+    from merge.gates.expansion import with_samples
+    from merge.gates.record import record_of, to_metadata
+    from merge.gates.routed import calibrate_discriminant
+    from merge.gates.store import save_gates
+
+    tokenizer = local[plan.base].folder
+    assert tokenizer is not None
+    samples = _written(loaded, plan, local, folder, device)
+    with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
+        made = calibrate_discriminant(
+            with_samples(prompts_of(loaded), samples),
+            plan.config,
+            {tensor.name: tensor.expr for tensor in plan.tensors},
+            Evaluator(open_files(local)),
+            tokenizer,
+            device,
+            loaded.recipe.router.regularisation,
+            shown.advance,
+        )
+    return save_gates(made.gates, folder, key, to_metadata(record_of(made, samples)))
+
+
+def _written(
+    loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, device: str
+) -> tuple[Sample, ...]:
+    """The text written from short prompts; kept in `folder` under its content address, and taken from there."""
+    from pydantic import TypeAdapter
+
+    from merge.evaluate import Evaluator, open_files
+    from merge.gates.expansion import TOKENS, Sample, expand
+    from merge.gates.record import written_key
+
+    who, prompts, seed = expands(loaded), prompts_of(loaded), loaded.recipe.build.seed
+    if who is None:
+        return ()
+    writers = [plan.base] * len(prompts) if who == "base" else list(plan.experts)
+    adapter = TypeAdapter(tuple[Sample, ...])
+    key = written_key(prompts, [plan.sources[writer].fingerprint for writer in writers], seed)
+    path = folder / f"prompts-{key[:16]}.json"
+    if path.is_file():
+        return adapter.validate_json(path.read_bytes())
+    samples: tuple[Sample, ...] = ()
+    for number, writer in enumerate(writers if who == "experts" else writers[:1]):
+        model = local[writer]
+        assert model.folder is not None
+        tensors: dict[str, Expr] = {
+            name: Read(writer, name, info.dtype, info.shape) for name, info in (model.tensors or {}).items()
+        }
+        only = number if who == "experts" else None
+        with progress(f"text from short prompts ({model.name})", TOKENS, unit="token") as shown:
+            samples += expand(
+                prompts,
+                model.config,
+                tensors,
+                Evaluator(open_files({writer: model})),
+                model.folder,
+                seed,
+                device,
+                only,
+                shown.advance,
+            )
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("prompts-*.json"):
+            old.unlink()
+        write_atomically(path, adapter.dump_json(samples, indent=2) + b"\n")
+    return samples
+
+
+def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
+    """The report's figures of a gates file, layer by layer."""
+    from merge.gates.record import read_record
+    from merge.gates.report import gate_report
+    from merge.gates.store import load_gates
+
+    record = read_record(gates)
+    return tuple(
+        LayerRouting(
+            layer=layer.layer,
+            condition=layer.condition if math.isfinite(layer.condition) else None,
+            cosine=layer.cosine,
+            pair=layer.pair,
+            accuracy=record.layers[number].accuracy if record and record.held_out else None,
+            shares=record.layers[number].shares if record and record.held_out else (),
+        )
+        for number, layer in enumerate(gate_report(load_gates(gates)))
+    )
+
+
+def written_in(gates: Path) -> tuple[dict[str, str | int], ...]:
+    """The text that the prompts were expanded to: expert (from 0), prompt, beginning, text."""
+    from merge.gates.record import read_record
+
+    record = read_record(gates)
+    return tuple(asdict(one) for one in record.written) if record else ()
+
+
+def gate_findings(loaded: LoadedRecipe, plan: MergePlan, gates: Path) -> tuple[f.Finding, ...]:
+    """What the calibration has to say."""
+    from merge.gates.record import advice, read_record
+
+    record = read_record(gates)
+    if record is None:
+        return ()
+    names = [plan.sources[key].name for key in plan.experts]
+    lines = {index: loaded.line("experts", index) for index in range(len(names))}
+    return tuple(advice(record, names, loaded.recipe.experts_per_token, lines))
