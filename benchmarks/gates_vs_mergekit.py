@@ -148,11 +148,10 @@ def our_gates(mode: str, folders: dict[str, Path]) -> tuple[torch.Tensor, float]
 
 def write_section(rows: list[Row], shape: tuple[int, ...], load: float) -> None:
     """Put the results into benchmarks/RESULTS.md, in the place of the section of an earlier run."""
-    today = datetime.datetime.now(datetime.UTC).date()
     lines = [
         HEADING,
         "",
-        f"`python benchmarks/gates_vs_mergekit.py`, {today}, {machine()}. Against the router tensors that mergekit 0.1.5",
+        f"`python benchmarks/gates_vs_mergekit.py`, {today()}, {machine()}. Against the router tensors that mergekit 0.1.5",
         f"writes, in bfloat16, for SmolLM2-135M: cosine of each row, {shape[0]} layers x {shape[1]} experts. Seconds are of",
         f"the gates alone, the loading of the model included; the fastest of {REPEATS} runs; load by other work {load:.1f}.",
         "",
@@ -161,12 +160,21 @@ def write_section(rows: list[Row], shape: tuple[int, ...], load: float) -> None:
         *(f"| {row.mode} | {row.lowest:.6f} | {row.median:.6f} | {row.ours:.1f} | {row.peers:.1f} |" for row in rows),
         "",
     ]
+    put_section(HEADING, lines)
+
+
+def put_section(heading: str, lines: list[str]) -> None:
+    """Put a section into benchmarks/RESULTS.md, in the place of the one of an earlier run."""
     section = "\n".join(lines) + "\n"
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmark results\n\n"
-    earlier = re.search(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    earlier = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     before = text[: earlier.start()] if earlier else text.rstrip("\n") + "\n\n"
     text = before + section + (text[earlier.end() :] if earlier else "")
     RESULTS.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def machine() -> str:

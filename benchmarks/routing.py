@@ -1,0 +1,312 @@
+"""How well routers route, ours beside mergekit's: `make bench-gates`.
+
+On the texts of tests/data/corpora, with SmolLM2-135M. For each of three sets of four prompts per expert, and for the five
+words per expert of recipes/Beyonder-4x7B-v3.yaml, routers are made by our `discriminant`, by mergekit 0.1.5 (`hidden`,
+`hidden_avg`; its own program, its own weights) and at random. Then, on texts that none of them has seen:
+
+- top-1: the share of tokens whose best expert is their domain's, mean over layers (chance .25), and load: the share of the
+  most loaded expert, the domains weighing the same; both on the router inputs of SmolLM2 itself (chat, code, storywriting,
+  math: four experts equal to the base; python, french, math, English likewise);
+- perplexity of the mixture of the demo's real experts (base, python, french, math; two experts per token) over that of each
+  text on its own expert.
+
+BOS is not counted. Writes its section of benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks.gates_vs_mergekit import ROOT, machine, peer_environment, put_section, today
+from demo.models import BASE, EXPERTS, make_models
+from merge.evaluate import Evaluator, checkpoint_expressions, open_files
+from merge.forward import StreamedModel
+from merge.gates import ExpertPrompts, load_tokenizer, random_gates
+from merge.gates.expansion import expand, with_samples
+from merge.gates.prompts import tokenize
+from merge.gates.routed import DTYPE, batched, calibrate_discriminant, router_inputs
+from merge.plan import MergePlan, build_plan
+from merge.recipe import parse_recipe
+from merge.sources import Sources
+
+CORPORA = ROOT / "tests" / "data" / "corpora"
+GROUPS = {"a": ("chat", "code", "storywriting", "math"), "b": ("english", "python", "french", "math")}
+# The demo's experts in the order of group b.
+MODELS = (BASE, EXPERTS["python"], EXPERTS["french"], EXPERTS["math"])
+WORDS = (
+    ("chat", "assistant", "tell me", "explain", "I want"),
+    ("code", "python", "javascript", "programming", "algorithm"),
+    ("storywriting", "write", "scene", "story", "character"),
+    ("reason", "math", "mathematics", "solve", "count"),
+)
+HEADING = "## Routing"
+Gates = Mapping[int, torch.Tensor]
+# Run by the peer's Python: its command line up to the gates, for each recipe in turn.
+PEER_RUN = """
+import json, sys, time, torch
+import mergekit.scripts.moe as moe
+class Done(Exception): pass
+inner = moe.get_gate_params
+for job in json.load(open(sys.argv[1])):
+    def timed(*args, **kwargs):
+        started = time.perf_counter()
+        gates = inner(*args, **kwargs)
+        torch.save({"gates": gates, "seconds": time.perf_counter() - started}, job["out"])
+        raise Done
+    moe.get_gate_params = timed
+    try:
+        moe.main([job["recipe"], job["out"] + ".model", "--device", "cpu"], standalone_mode=False)
+    except Done:
+        pass
+"""
+
+
+def corpus(domain: str) -> dict[str, list[str]]:
+    """The parts of a domain's file: `prompts 1` to `prompts 3`, `held-out`."""
+    parts = {}
+    for part in (CORPORA / f"{domain}.txt").read_text(encoding="utf-8").split("=== ")[1:]:
+        name, _, texts = part.partition("\n")
+        parts[name] = texts.strip("\n").split("\n---\n")
+    return parts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="an environment that has mergekit 0.1.5 (default: one is made)")
+    parser.add_argument("--models", type=Path, default=ROOT / "build" / "models")
+    args = parser.parse_args()
+    python = peer_environment(args.peer or ROOT / "build" / "peers" / "mergekit")
+    folders = make_models(args.models.resolve())
+    base = folders[BASE]
+    jobs = {
+        (group, number): [ExpertPrompts(tuple(corpus(domain)[f"prompts {number}"])) for domain in domains]
+        for group, domains in GROUPS.items()
+        for number in (1, 2, 3)
+    }
+    jobs["a", 0] = [ExpertPrompts(words) for words in WORDS]
+    peers = {mode: peer_gates(python, mode, jobs, folders) for mode in ("hidden", "hidden_avg")}
+
+    tensors, config, evaluator = checkpoint_expressions(base)
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    found: dict[str, dict[tuple[str, int], Gates]] = {
+        mode: {k: g for k, (g, _) in x.items()} for mode, x in peers.items()
+    }
+    found["random"] = {
+        key: {i: torch.from_numpy(g) for i, g in random_gates("random", layers, 4, hidden, key[1]).items()}
+        for key in jobs
+    }
+    found["discriminant"] = ours = {}
+    plan, merged = merged_model(folders)
+    seconds, mixtures = [], {}
+    started = time.perf_counter()
+    samples = expand(jobs["a", 0], config, tensors, evaluator, base, seed=0, device="cpu")
+    expansion = time.perf_counter() - started
+    print(f"{len(samples)} texts written in {expansion:.0f} s", flush=True)
+    for key, prompts in jobs.items():
+        prompts = with_samples(prompts, samples) if key == ("a", 0) else prompts
+        ours[key] = calibrate_discriminant(prompts, config, tensors, evaluator, base, "cpu").gates
+        if key[0] == "b":  # on the real mixture
+            started = time.perf_counter()
+            mixtures[key] = calibrate_discriminant(
+                prompts, plan.config, {x.name: x.expr for x in plan.tensors}, merged, base, "cpu"
+            ).gates
+            seconds.append(time.perf_counter() - started)
+    peer_seconds = [s for (group, _), (_, s) in peers["hidden"].items() if group == "b"]
+
+    rows = []
+    inputs = {group: held_out_inputs(domains, base) for group, domains in GROUPS.items()}
+    for mode in ("discriminant", "hidden", "hidden_avg", "random"):
+        scores = {key: routing(found[mode][key], inputs[key[0]]) for key in jobs}
+        rows.append((mode, scores))
+        print(mode, scores, flush=True)
+
+    single = {name: losses(*checkpoint_expressions(folders[name]), base) for name in MODELS}
+    own = statistics.mean(single[name][i] for i, name in enumerate(MODELS))
+    print("each model's losses by domain", single, flush=True)
+    perplexities: dict[str, list[float]] = {
+        name: [math.exp(statistics.mean(x) - own) for x in [single[name]]] for name in MODELS
+    }
+    for mode in ("discriminant", "hidden", "hidden_avg", "random"):
+        for number in (1,) if mode == "random" else (1, 2, 3):
+            gates = mixtures["b", number] if mode == "discriminant" else found[mode]["b", number]
+            evaluator = Evaluator(merged.files, gates)
+            domains = losses({x.name: x.expr for x in plan.tensors}, plan.config, evaluator, base)
+            perplexities.setdefault(mode, []).append(math.exp(statistics.mean(domains) - own))
+            print(mode, number, domains, perplexities[mode][-1], flush=True)
+    write(rows, perplexities, seconds, peer_seconds, expansion)
+    return 0
+
+
+def merged_model(folders: Mapping[str, Path]) -> tuple[MergePlan, Evaluator]:
+    """The demo's mixture, without gates."""
+    experts = [{"source_model": str(folders[name]), "positive_prompts": [name]} for name in MODELS]
+    text = json.dumps(
+        {"base_model": str(folders[BASE]), "gate_mode": "discriminant", "dtype": "bfloat16", "experts": experts}
+    )
+    loaded = parse_recipe(text.encode(), ROOT / "mixture.yaml")
+    opened, failed = Sources(ROOT).open_all(loaded.recipe.references)
+    assert not failed, failed
+    plan = build_plan(loaded, opened)
+    return plan, Evaluator(open_files(plan.sources))
+
+
+def peer_gates(
+    python: Path, mode: str, jobs: Mapping[tuple[str, int], Sequence[ExpertPrompts]], folders: Mapping[str, Path]
+) -> dict[tuple[str, int], tuple[Gates, float]]:
+    """mergekit's routers, layer -> (E, H), float32, and its seconds for each."""
+    with tempfile.TemporaryDirectory() as work:
+        listed = []
+        for number, (key, prompts) in enumerate(jobs.items()):
+            models = [folders[name] for name in MODELS]  # different models: mergekit refuses four equal ones
+            experts = [
+                {"source_model": str(model), "positive_prompts": list(expert.positive)}
+                for model, expert in zip(models, prompts, strict=True)
+            ]
+            recipe = Path(work) / f"{number}.json"
+            recipe.write_text(
+                json.dumps(
+                    {"base_model": str(folders[BASE]), "gate_mode": mode, "dtype": "bfloat16", "experts": experts}
+                )
+            )
+            listed.append({"recipe": str(recipe), "out": str(Path(work) / f"{number}.pt"), "key": key})
+        (Path(work) / "jobs.json").write_text(json.dumps(listed))
+        subprocess.run([python, "-c", PEER_RUN, Path(work) / "jobs.json"], check=True, capture_output=True)
+        made = [torch.load(job["out"], weights_only=True) for job in listed]
+    return {
+        key: ({layer: gate.float() for layer, gate in enumerate(one["gates"])}, one["seconds"])
+        for key, one in zip(jobs, made, strict=True)
+    }
+
+
+def held_out_inputs(domains: Sequence[str], base: Path) -> list[list[torch.Tensor]]:
+    """For each layer and domain the router inputs (n, H) of the held-out texts in the dense model."""
+    tokenizer = load_tokenizer(base)
+    texts = [(i, tokenize(tokenizer, text)) for i, domain in enumerate(domains) for text in corpus(domain)["held-out"]]
+    order, batches = batched([ids for _, ids in texts])
+    tensors, config, evaluator = checkpoint_expressions(base)
+    model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
+    run = model.start(batches)
+    found = []
+    for layer in model.layers():
+        rows = router_inputs(layer, run, batches, None)
+        found.append(
+            [
+                torch.cat([x[1:] for i, x in zip(order, rows, strict=True) if texts[i][0] == d])
+                for d in range(len(domains))
+            ]
+        )
+        layer.advance(run)
+    return found
+
+
+def routing(gates: Gates, inputs: Sequence[Sequence[torch.Tensor]]) -> tuple[float, float]:
+    """Top-1 accuracy and the most loaded expert's share, means over layers."""
+    accuracy, load = [], []
+    for layer, domains in enumerate(inputs):
+        chosen = torch.stack(
+            [torch.bincount((x @ gates[layer].float().T).argmax(1), minlength=4) / len(x) for x in domains]
+        )  # (domain, expert)
+        accuracy.append(float(chosen.diagonal().mean()))
+        load.append(float(chosen.mean(0).max()))
+    return statistics.mean(accuracy), statistics.mean(load)
+
+
+def losses(tensors: Mapping, config: Mapping, evaluator: Evaluator, base: Path) -> list[float]:  # type: ignore[type-arg]
+    """A model's loss on the held-out texts of each domain of group b, nats per token."""
+    tokenizer = load_tokenizer(base)
+    domains = GROUPS["b"]
+    texts = [(i, tokenize(tokenizer, text)) for i, domain in enumerate(domains) for text in corpus(domain)["held-out"]]
+    order, batches = batched([ids for _, ids in texts])
+    model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
+    run = model.advance(model.start(batches))
+    total, count = [0.0] * len(domains), [0] * len(domains)
+    first = [sum(len(batch.input_ids) for batch in batches[:b]) for b in range(len(batches))]
+    for piece in model.logits(run):
+        for row in range(len(piece.values)):
+            domain, ids = texts[order[first[piece.batch] + row]]
+            # Position p predicts token p + 1; the last token predicts nothing.
+            stop = min(piece.start + piece.values.shape[1], len(ids) - 1)
+            if stop > piece.start:
+                wanted = torch.tensor(ids[piece.start + 1 : stop + 1])
+                scores = piece.values[row, : stop - piece.start].float()
+                total[domain] += float(torch.nn.functional.cross_entropy(scores, wanted, reduction="sum"))
+                count[domain] += stop - piece.start
+    return [t / n for t, n in zip(total, count, strict=True)]
+
+
+def write(
+    rows: Sequence[tuple[str, Mapping[tuple[str, int], tuple[float, float]]]],
+    perplexities: Mapping[str, Sequence[float]],
+    seconds: Sequence[float],
+    peer_seconds: Sequence[float],
+    expansion: float,
+) -> None:
+    """Put the results into benchmarks/RESULTS.md."""
+    lines = [
+        HEADING,
+        "",
+        f"`make bench-gates` (benchmarks/routing.py), {today()}, {machine()}. SmolLM2-135M and the demo's experts; texts of",
+        "tests/data/corpora. Top-1: held-out tokens whose best expert is their domain's, mean over layers (chance .25). Load:",
+        "the most loaded expert's share. Mean over three disjoint sets of four prompts per expert (lowest to highest).",
+        "Group a: chat, code, storywriting, math; group b: English, python, French, math.",
+        "",
+        "| router | top-1, both groups | group a | group b | load, both | top-1, five words each | load, five words |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for mode, scores in rows:
+
+        def cell(groups: str, which: int, scores: Mapping[tuple[str, int], tuple[float, float]] = scores) -> str:
+            values = [x[which] for (group, number), x in scores.items() if group in groups and number]
+            return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+        words = scores["a", 0]
+        lines.append(
+            f"| {name_of(mode)} | {cell('ab', 0)} | {cell('a', 0)} | {cell('b', 0)} | {cell('ab', 1)} "
+            f"| {words[0]:.3f} | {words[1]:.3f} |"
+        )
+    lines += [
+        "",
+        f"The five words are those of recipes/Beyonder-4x7B-v3.yaml; ours expands them, in {expansion:.0f} s.",
+        "",
+        "Perplexity on a balanced mix of the four domains of group b, over that of each text on its own expert:",
+        "",
+        "| model | perplexity | lowest to highest |",
+        "|---|---|---|",
+    ]
+    for name, values in perplexities.items():
+        spread = f"{100 * min(values) - 100:+.2f} % to {100 * max(values) - 100:+.2f} %" if len(values) > 1 else ""
+        lines.append(f"| {name_of(name)} | {100 * statistics.mean(values) - 100:+.2f} % | {spread} |")
+    ratio = min(seconds) / min(peer_seconds)
+    lines += [
+        "",
+        (
+            f"Calibration on the mixture, loading included, fastest of three: {min(seconds):.1f} s, mergekit's `hidden` "
+            f"{min(peer_seconds):.1f} s ({ratio:.1f} times)."
+        ),
+        "",
+    ]
+    put_section(HEADING, lines)
+    print("\n".join(lines))
+
+
+def name_of(mode: str) -> str:
+    """A router, or a dense model, in words."""
+    names = {"discriminant": "moerge `discriminant`", "random": "random"}
+    return names.get(mode, f"mergekit `{mode}`" if mode.startswith("hidden") else f"{mode}, dense")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
