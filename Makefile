@@ -52,6 +52,7 @@ docs: $(VENV)/.installed
 
 bench-gates: $(VENV)/.installed
 	$(BIN)/python benchmarks/gates_vs_mergekit.py
+	$(BIN)/python benchmarks/routing.py
 
 bench-merge: $(VENV)/.installed
 	$(BIN)/python benchmarks/merge_speed.py
