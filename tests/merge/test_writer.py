@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,9 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge.errors import DestinationError, SourceError
-from merge.evaluate import Evaluator, open_files
+from merge.evaluate import TORCH_DTYPES, Evaluator, open_files
 from merge.plan import MergePlan
-from merge.writer import write_checkpoint
+from merge.stored import rounded
+from merge.writer import is_cut_off, write_checkpoint
 from tests.dense import planned, recipe_text, save_dense
 
 PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
@@ -190,6 +192,135 @@ def test_a_full_disk_is_one_sentence_and_nothing_that_looks_whole(models: list[P
     assert "cannot be written (File too large)" in done.stdout
     assert not (tmp_path / "out").exists()
     assert not list((tmp_path / "out.partial").glob("model*.safetensors"))
+
+
+def test_a_disk_without_room_is_said_before_anything_is_copied(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("merge.writer.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DestinationError, match=r"GB are to be written, and 0\.0 GB are free"):
+        merged(recipe_text(models[0], models), tmp_path, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == [".moerge-merge"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])  # copied, and evaluated
+def test_a_source_that_shrinks_under_the_merge_is_a_sentence_and_not_a_signal(
+    models: list[Path], tmp_path: Path, dtype: str
+) -> None:
+    plan, cut = planned(recipe_text(models[0], models, dtype=dtype), tmp_path), []
+    evaluator = Evaluator(open_files(plan.sources), gates_for(plan))
+
+    def shrink(count: int) -> None:
+        if not cut:
+            evaluator.files[str(models[2])].mapped("model.norm.weight")  # open already, and mapped
+            os.truncate(models[2] / "model.safetensors", 4096)
+            cut.append(count)
+
+    with pytest.raises(SourceError, match="truncated or was changed"):
+        write_checkpoint(plan, plan.sources[plan.base], evaluator, tmp_path / "out", gates_key="k", advance=shrink)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == [".moerge-merge"]
+
+
+def test_a_source_that_is_rewritten_meanwhile_spoils_no_result(models: list[Path], tmp_path: Path) -> None:
+    plan, done = planned(recipe_text(models[0], models), tmp_path), []
+    evaluator = Evaluator(open_files(plan.sources), gates_for(plan))
+
+    def rewrite(count: int) -> None:
+        done.append(count)
+        if len(done) == 40:  # every source has been read from by now
+            with (models[1] / "model.safetensors").open("r+b") as file:
+                file.seek(-8, os.SEEK_END)
+                file.write(b"\x00" * 8)
+
+    with pytest.raises(SourceError, match="was changed while it was being read"):
+        write_checkpoint(plan, plan.sources[plan.base], evaluator, tmp_path / "out", gates_key="k", advance=rewrite)
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.partial").glob("model*"))
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "os.write"])
+def test_a_disk_that_fails_late_is_a_destination_error(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    plan = planned(recipe_text(models[0], models), tmp_path)
+    evaluator = Evaluator(open_files(plan.sources), gates_for(plan))
+    write = os.write
+    if failing == "os.fsync":
+        monkeypatch.setattr("merge.writer.os.fsync", fail)
+    else:
+        calls: list[int] = []
+        monkeypatch.setattr(
+            "merge.writer.os.write",
+            lambda target, data: calls.append(1) or (fail() if len(calls) == 30 else write(target, data)),
+        )
+    with pytest.raises(DestinationError, match=r"cannot be written \(No space left on device\)"):
+        write_checkpoint(plan, plan.sources[plan.base], evaluator, tmp_path / "out", gates_key="k")
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.partial").glob("*.safetensors"))
+
+
+def test_a_merge_killed_between_its_name_and_its_end_is_finished_by_the_next(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, killed = recipe_text(models[0], models), KeyboardInterrupt()
+    merged(text, tmp_path, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("merge.writer.sync_folder", lambda folder: None)
+        unlink = Path.unlink
+
+        def die(path: Path, missing_ok: bool = False) -> None:
+            if path == tmp_path / "out/.moerge-merge":
+                raise killed
+            unlink(path, missing_ok)
+
+        patch.setattr(Path, "unlink", die)
+        merged(text, tmp_path, tmp_path / "out")
+    assert is_cut_off(tmp_path / "out")
+    merged(text, tmp_path, tmp_path / "out")
+    assert not is_cut_off(tmp_path / "out")
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_gates_are_rounded_as_torch_rounds(dtype: str) -> None:
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    halves = (
+        torch.arange(1, 2**12).to(torch.int32).mul(0x8000).view(torch.float32)
+    )  # between two BF16 numbers, or on one
+    values = torch.cat([values, halves[halves.isfinite()], -halves[halves.isfinite()]])
+    expected = values.to(TORCH_DTYPES[dtype])
+    assert rounded(values.numpy(), dtype).tobytes() == expected.view(torch.uint8).numpy().tobytes()
+
+
+def test_a_merge_of_copies_and_random_gates_never_imports_torch(models: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(recipe_text(models[0], models, dtype="bfloat16"))
+    script = (
+        "import sys; from bot.cli import main; code = main(['merge', *sys.argv[1:]]); "
+        "sys.exit(code or 10 * ('torch' in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "r.yaml"), str(tmp_path / "out")], check=True)
+    assert len(load_file(tmp_path / "out/model.safetensors")) > 10
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int) -> None:
+    base = save_dense(tmp_path / "base", dtype=torch.float32, hidden_size=256, intermediate_size=1024)
+    text = recipe_text(base, [base, base], dtype="bfloat16")
+    text = text.replace(f"source_model: {base}", f"source_model: {base}\n  noise_scale: 0.01", 1)
+    before = torch.get_num_threads()
+    merged(text, tmp_path, tmp_path / "out")
+    try:
+        torch.set_num_threads(threads)
+        merged(text, tmp_path, tmp_path / "again")
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
