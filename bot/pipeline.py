@@ -26,13 +26,14 @@ from evals.results import (
 from merge import __version__
 from merge.checkpoint import Checkpoint
 from merge.errors import DestinationError, SourceError
-from merge.expr import elements
+from merge.expr import elements, reads
 from merge.files import file_sha256, write_atomically, writing
 from merge.plan import MergePlan
 from merge.progress import progress, say
 from merge.recipe import LoadedRecipe
+from merge.source_files import open_files
 from merge.sources import Sources
-from merge.writer import write_checkpoint
+from merge.writer import is_cut_off, write_checkpoint
 
 if TYPE_CHECKING:
     from quants.metadata import ModelInfo
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 MODEL, GGUF = "model", "gguf"
 # Files of DIR/model/ that the card stage writes; the rest is the checkpoint.
 CARD = "README.md"
+# So many of the tensors that are not numbers are named; the first tells where to look.
+SAID = 5
 
 
 def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> Report:
@@ -57,13 +60,17 @@ def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | No
 
 def merge(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> MergePlan:
     """The checkpoint alone, in the new folder `out`. The gates are calibrated into the folder beside it and removed."""
+    from merge.gates.store import gates_path
+
     plan = plan_recipe(loaded, sources)
-    if out.exists():
+    if out.exists() and not is_cut_off(out):
         raise DestinationError(f"{out}: exists already; choose another folder, or remove it to merge again")
     local = fetched(plan, sources)
     gates = out.with_name(out.name + ".gates")
     key = gates_key_of(loaded, plan)
-    path = make_gates(loaded, plan, local, gates, key, device)
+    path = gates_path(gates, key)
+    if not path.is_file():  # a run that was cut off may have left them
+        make_gates(loaded, plan, local, gates, key, device)
     make_checkpoint(plan, local, path, key, out)
     shutil.rmtree(gates)
     return plan
@@ -83,6 +90,7 @@ class _Build:
     def run(self) -> Report:
         gates = self.gates()
         files = self.checkpoint(gates)
+        self.check_weights()
         quants = self.quants()
         report = self.report(gates, files, quants)
         with writing(self.out):
@@ -107,16 +115,49 @@ class _Build:
         done = self.state.result("merge", self.merge_key)
         if done is None:
             if folder.exists():
-                if not self.state.knows("merge"):
+                if not (self.state.knows("merge") or self.state.knows("merging")):
                     raise DestinationError(f"{folder}: not from a build; choose another folder, or remove it")
-                shutil.rmtree(folder)
+                # It has its name only when all of it is there; what is left after a kill is to take its checksums.
+                if self.state.result("merging", self.merge_key) is None or self.state.knows("merge"):
+                    shutil.rmtree(folder)
             started = time.monotonic()
-            make_checkpoint(self.plan, self.local(), gates, self.gates_key, folder)
+            if not folder.exists() or is_cut_off(folder):
+                self.state.forget("merge")
+                self.state.finish("merging", self.merge_key, [], {})
+                make_checkpoint(self.plan, self.local(), gates, self.gates_key, folder)
             made = sorted(path for path in folder.iterdir() if path.name != CARD)
             files = [FileMade(path.name, path.stat().st_size, file_sha256(path)) for path in made]
             done = {"seconds": time.monotonic() - started, "files": [asdict(file) for file in files]}
             self.state.finish("merge", self.merge_key, made, done)
         return tuple(FileMade(**file) for file in done["files"])
+
+    def check_weights(self) -> None:
+        """Raise SourceError where the merged model has weights that are not numbers: named with the tensors they are from."""
+        key = stage_key("weights", self.merge_key, __version__)
+        if self.state.result("weights", key) is not None:
+            return
+        from evals.weights import broken_tensors
+        from merge.evaluate import checkpoint_expressions
+
+        tensors, _, evaluator = checkpoint_expressions(self.out / MODEL)
+        with progress("weights looked through", self.plan.checkpoint_bytes) as shown:
+            broken = broken_tensors(tensors, evaluator, shown.advance)
+        if broken:
+            made_of = {tensor.name: tensor.expr for tensor in self.plan.tensors}
+            said = []
+            for tensor in broken[:SAID]:
+                origins = {
+                    f"{read.tensor} of {self.plan.sources[read.source].name}": None
+                    for read in reads(made_of[tensor.name])
+                }
+                said.append(
+                    f"{tensor.name} ({tensor.broken} of {tensor.elements}; from {', '.join(origins) or 'the gates'})"
+                )
+            more = f"; and {len(broken) - SAID} tensors more" if len(broken) > SAID else ""
+            raise SourceError(
+                f"weights that are NaN or infinite: {'; '.join(said)}{more}; no model can be made of them"
+            )
+        self.state.finish("weights", key, [], {})
 
     def quants(self) -> tuple[QuantMade, ...]:
         """The GGUF files, those that are missing made in one pass over the merged checkpoint."""
@@ -221,12 +262,12 @@ def fetched(plan: MergePlan, sources: Sources) -> dict[str, Checkpoint]:
 
 def make_checkpoint(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, key: str, out: Path) -> None:
     """Write the merged checkpoint to the new folder `out`."""
-    from merge.evaluate import Evaluator, open_files
-    from merge.gates import load_gates
+    from merge.gates.store import read_gates
+    from merge.stored import Stored
 
-    evaluator = Evaluator(open_files(local), load_gates(gates))
+    contents = Stored(open_files(local), read_gates(gates))
     with progress("checkpoint", plan.checkpoint_bytes) as shown:
-        write_checkpoint(plan, local[plan.base], evaluator, out, gates_key=key, advance=shown.advance)
+        write_checkpoint(plan, local[plan.base], contents, out, gates_key=key, advance=shown.advance)
 
 
 def model_info(loaded: LoadedRecipe, plan: MergePlan) -> ModelInfo:
