@@ -80,7 +80,7 @@ def _build_one(change: Change, settings: Settings, annotations: Annotations) -> 
         _said(change, publication, settings, annotations),
         seconds=time.monotonic() - started,
         parameters=report.parameters["total"],
-        bytes=sum(file.bytes for file in [*report.files, *(quant.file for quant in report.quants)]),
+        bytes=sum(file.bytes for file in (*report.files, *report.gguf_files)),
         publication=publication,
         findings=change.file.loaded.findings,
     )

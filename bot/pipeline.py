@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.gates import gate_findings, gates_key_of, make_gates, routing_of, written_in
 from bot.preview import plan_recipe
+from bot.quants import LARGE_PARTS, SMALL_PARTS, make_imatrix, measure_quants, quant_of, quantised
 from bot.state import State, locked, stage_key
 from cards.render import write_cards
 from evals.results import (
@@ -19,14 +20,17 @@ from evals.results import (
     ExpertUsed,
     FileMade,
     FindingSaid,
+    QuantFailed,
     QuantMade,
+    QuantsMeasured,
     Report,
     SourceUsed,
 )
 from merge import __version__
+from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import DestinationError, SourceError
-from merge.expr import elements, reads
+from merge.expr import reads
 from merge.files import file_sha256, write_atomically, writing
 from merge.plan import MergePlan
 from merge.progress import progress, say
@@ -34,6 +38,7 @@ from merge.recipe import LoadedRecipe
 from merge.source_files import open_files
 from merge.sources import Sources
 from merge.writer import is_cut_off, write_checkpoint
+from quants.layout import wants_imatrix
 
 if TYPE_CHECKING:
     from quants.metadata import ModelInfo
@@ -82,6 +87,10 @@ class _Build:
     def __init__(self, loaded: LoadedRecipe, plan: MergePlan, sources: Sources, out: Path, device: str | None) -> None:
         self.loaded, self.plan, self.sources, self.out, self.device = loaded, plan, sources, out, device
         self.state = State(out)
+        self.failed_quants: list[QuantFailed] = []
+        self.imatrix_made: FileMade | None = None
+        self.unreached: Mapping[int, Sequence[int]] = {}
+        self.quants_measured: QuantsMeasured | None = None
         self.gates_key = gates_key_of(loaded, plan)
         self.merge_key = stage_key("merge", plan.identity(), self.gates_key)
         # Sources are brought to this machine at the first stage that needs them, and not at all if none does.
@@ -160,26 +169,71 @@ class _Build:
         self.state.finish("weights", key, [], {})
 
     def quants(self) -> tuple[QuantMade, ...]:
-        """The GGUF files, those that are missing made in one pass over the merged checkpoint."""
+        """The GGUF files, those that are missing made in one pass over the merged checkpoint; under `max_disk` in one
+        each, in split files."""
         types, folder = self.plan.quants, self.out / GGUF
         info = model_info(self.loaded, self.plan)
-        keys = {name: stage_key("gguf", name, self.merge_key, self.plan.name, info, __version__) for name in types}
+        limited, with_imatrix = self.loaded.recipe.build.max_disk is not None, wants_imatrix(types)
+        keys = {
+            name: stage_key("gguf", name, with_imatrix, limited, self.merge_key, self.plan.name, info, __version__)
+            for name in types
+        }
         missing = [name for name in types if self.state.result(f"gguf/{name}", keys[name]) is None]
         self._remove_old_quants(folder, [name for name in types if name not in missing])
-        if missing:
-            for made in _quantised(self.out / MODEL, folder, self.plan.name, missing, info):
-                path = self.out / GGUF / made.file.name
-                self.state.finish(f"gguf/{made.type}", keys[made.type], [path], asdict(made))
+        imatrix = self.imatrix(types)
+        for names in [[name] for name in missing] if limited else [missing] if missing else []:
+            max_bytes = SMALL_PARTS if limited else LARGE_PARTS
+            for made in quantised(self.out / MODEL, folder, self.plan.name, names, info, imatrix, max_bytes):
+                if isinstance(made, QuantFailed):
+                    say(f"{made.type} is not part of the release: {made.reason}")
+                    self.failed_quants.append(made)
+                else:
+                    paths = [folder / file.name for file in made.files]
+                    self.state.finish(f"gguf/{made.type}", keys[made.type], paths, asdict(made))
         results = [self.state.result(f"gguf/{name}", keys[name]) for name in types]
-        return tuple(
-            QuantMade(**{**result, "file": FileMade(**result["file"]), "sample_tokens": tuple(result["sample_tokens"])})
-            for result in results
-            if result is not None
-        )
+        return self.measured(tuple(quant_of(result) for result in results if result is not None))
+
+    def imatrix(self, types: Sequence[str]) -> Path | None:
+        """The importance matrix, where one of the file types needs it: measured on our calibration text and the recipe's
+        prompts."""
+        if not wants_imatrix(types):
+            return None
+        path = self.out / GGUF / f"{self.plan.name}-imatrix.gguf"
+        prompts = tuple(prompt for expert in self.loaded.recipe.experts for prompt in expert.positive_prompts)
+        key = stage_key("imatrix", self.merge_key, prompts, __version__)
+        result = self.state.result("imatrix", key)
+        if result is None:
+            result = make_imatrix(self.out / MODEL, path, prompts, self.on_device)
+            self.state.finish("imatrix", key, [path], result)
+        self.imatrix_made = FileMade(**result["file"])
+        self.unreached = {int(expert): layers for expert, layers in result["unreached"].items()}
+        return path
+
+    @property
+    def on_device(self) -> str:
+        return self.device or self.loaded.recipe.build.device
+
+    def measured(self, quants: tuple[QuantMade, ...]) -> tuple[QuantMade, ...]:
+        """The quants with their divergence from the merged model, measured once for each set of files."""
+        from quants.filetypes import FILE_TYPES
+
+        wanted = [quant for quant in quants if FILE_TYPES[quant.type].is_quantised]
+        if not wanted:
+            return quants
+        key = stage_key("quality", self.merge_key, [file for quant in wanted for file in quant.files], __version__)
+        result = self.state.result("quality", key)
+        if result is None:
+            result = measure_quants(self.out / MODEL, self.out / GGUF, wanted, self.on_device)
+            self.state.finish("quality", key, [], result)
+        self.quants_measured = QuantsMeasured(result["perplexity"], result["tokens"])
+        return tuple(replace(quant, **result["quants"].get(quant.type, {})) for quant in quants)
 
     def _remove_old_quants(self, folder: Path, kept: list[str]) -> None:
         """Files of an earlier recipe in this folder, which this one does not have or has otherwise."""
-        keep = {f"{self.plan.name}-{name}.gguf" for name in kept}
+        keep = {f"{self.plan.name}-imatrix.gguf"} if wants_imatrix(self.plan.quants) else set()
+        for stage in self.state.stages("gguf/"):
+            if stage.removeprefix("gguf/") in kept:
+                keep |= {path.rpartition("/")[2] for path in self.state.files(stage)}
         for stage in self.state.stages("gguf/"):
             if stage.removeprefix("gguf/") not in kept:
                 self.state.forget(stage)
@@ -187,6 +241,19 @@ class _Build:
             for path in folder.glob("*.gguf"):
                 if path.name not in keep:
                     path.unlink()
+
+    def findings_made(self) -> list[f.Finding]:
+        """What only the finished model shows."""
+        return [
+            f.ExpertUnreached(
+                self.loaded.line("experts", expert, "source_model"),
+                expert=expert + 1,
+                layers=f"layer {layers[0]}"
+                if len(layers) == 1
+                else f"{len(layers)} layers, the first of them {layers[0]}",
+            )
+            for expert, layers in self.unreached.items()
+        ]
 
     def report(self, gates: Path, files: tuple[FileMade, ...], quants: tuple[QuantMade, ...]) -> Report:
         recipe, plan = self.loaded.recipe, self.plan
@@ -242,11 +309,18 @@ class _Build:
             ),
             files=files,
             quants=quants,
+            failed_quants=tuple(self.failed_quants),
+            imatrix=self.imatrix_made,
+            quants_measured=self.quants_measured,
             routing=routing_of(gates),
             written_prompts=written_in(gates),
             findings=tuple(
                 FindingSaid(finding.id, finding.level, finding.text, finding.line)
-                for finding in (*plan.findings, *gate_findings(self.loaded, plan, gates))
+                for finding in (
+                    *plan.findings,
+                    *gate_findings(self.loaded, plan, gates),
+                    *self.findings_made(),
+                )
             ),
             seconds=seconds,
         )
@@ -293,37 +367,3 @@ def model_info(loaded: LoadedRecipe, plan: MergePlan) -> ModelInfo:
         tags=tuple(dict.fromkeys(("moe", "frankenmoe", "merge", *release.tags))),
         languages=release.language,
     )
-
-
-def _quantised(model: Path, folder: Path, name: str, types: list[str], info: ModelInfo) -> list[QuantMade]:
-    """Make and prove GGUF files. They get their place in `folder` only when all of them are proven."""
-    from merge.evaluate import checkpoint_expressions
-    from quants.build import data_bytes, quantize
-    from quants.layout import gguf_layout
-    from quants.proof import PROMPT
-
-    tensors, config, evaluator = checkpoint_expressions(model)
-    weights = sum(elements(x) for x in tensors.values())
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with progress(f"gguf ({', '.join(types)})", data_bytes(gguf_layout(config, tensors), types)) as shown:
-        made = quantize(config, tensors, evaluator, model, partial, name, types, info, progress=shown.advance)
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
-        for file in made:
-            file.path.rename(folder / file.path.name)
-        partial.rmdir()
-    return [
-        QuantMade(
-            file=FileMade(file.path.name, file.bytes, file.sha256),
-            type=file.file_type,
-            bits_per_weight=8 * file.bytes / weights,
-            seconds=file.seconds,
-            proof="ran",
-            prompt=PROMPT,
-            sample=file.proof.text,
-            sample_tokens=tuple(file.proof.tokens),
-        )
-        for file in made
-        if file.proof is not None
-    ]

@@ -82,7 +82,7 @@ def publish(
     api = HfApi(endpoint=endpoint, token=token)
     previous = _previous_lock(api, report.repo)
     tag = tag_name(report)
-    built = {file.name: file.sha256 for file in (*report.files, *(quant.file for quant in report.quants))}
+    built = {file.name: file.sha256 for file in (*report.files, *report.gguf_files)}
     # Everything is read and compared before the first byte is sent.
     targets = [
         _Target(api, repo, files, previous.get(repo, ()), built) for repo, files in _targets(folder, report).items()
@@ -144,7 +144,7 @@ def _targets(folder: Path, report: Report) -> dict[str, dict[str, Path | bytes]]
     assert report.repo is not None
     model: dict[str, Path | bytes] = {file.name: folder / MODEL / file.name for file in report.files}
     model |= {"README.md": folder / MODEL / "README.md", RECIPE: report.recipe_text.encode()}
-    quants: dict[str, Path | bytes] = {quant.file.name: folder / GGUF / quant.file.name for quant in report.quants}
+    quants: dict[str, Path | bytes] = {file.name: folder / GGUF / file.name for file in report.gguf_files}
     for path in (model | quants).values():
         if isinstance(path, Path) and not path.is_file():
             raise UsageError(f"{path}: the report lists it, but it is not there; run `moerge build` again")
@@ -153,7 +153,7 @@ def _targets(folder: Path, report: Report) -> dict[str, dict[str, Path | bytes]]
     if quants:
         repo = gguf_repository(report.repo)
         targets[repo] = quants | {"README.md": folder / GGUF / "README.md"}
-        locked[repo] = {q.file.name: {"sha256": q.file.sha256, "bytes": q.file.bytes} for q in report.quants}
+        locked[repo] = {file.name: {"sha256": file.sha256, "bytes": file.bytes} for file in report.gguf_files}
     targets[report.repo] = model | {LOCK: lock_file(report, locked)}
     return targets
 

@@ -57,6 +57,10 @@ class State:
         with writing(self._path):
             write_atomically(self._path, (json.dumps(value, indent=2) + "\n").encode())
 
+    def files(self, stage: str) -> list[str]:
+        """The files that `stage` left, as paths in the build's folder."""
+        return list(self._stages[stage]["files"])
+
     def knows(self, stage: str) -> bool:
         """Whether `stage` ever finished here, with whatever inputs: what it left is ours to replace."""
         return stage in self._stages

@@ -45,7 +45,11 @@ class FileMade:
 
 @dataclass(frozen=True)
 class QuantMade:
-    """A GGUF file and how it was proven: `ran` means loaded in llama.cpp, which then generated `sample` from `prompt`."""
+    """A GGUF file and how it was proven: `ran` means loaded in llama.cpp, which then generated `sample` from `prompt`;
+    `structural` that all its blocks were checked, and a copy cut to its first layers loaded and run.
+
+    A split file has `further_files`. `kl` (nats per token), `top1` (0 to 1) and `perplexity` are None where they were not
+    measured."""
 
     file: FileMade
     type: str
@@ -55,6 +59,36 @@ class QuantMade:
     prompt: str
     sample: str
     sample_tokens: tuple[int, ...] = ()
+    further_files: tuple[FileMade, ...] = ()
+    kl: float | None = None
+    top1: float | None = None
+    perplexity: float | None = None
+
+    @property
+    def files(self) -> tuple[FileMade, ...]:
+        """All parts of it, the one that llama.cpp is given first."""
+        return (self.file, *self.further_files)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class QuantFailed:
+    """A GGUF file that was made and could not be proven, and why: it is not part of the release."""
+
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class QuantsMeasured:
+    """What the quants were measured with: the model's own perplexity on `tokens` tokens of the fixed text. All of it on
+    the weights alone, the quants' turned back into numbers."""
+
+    perplexity: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -116,6 +150,15 @@ class Report:
     written_prompts: tuple[dict[str, str | int], ...] = ()
     findings: tuple[FindingSaid, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    failed_quants: tuple[QuantFailed, ...] = ()
+    imatrix: FileMade | None = None
+    quants_measured: QuantsMeasured | None = None
+
+    @property
+    def gguf_files(self) -> tuple[FileMade, ...]:
+        """Every file of the GGUF repository but its card."""
+        files = tuple(file for quant in self.quants for file in quant.files)
+        return (*files, self.imatrix) if self.imatrix else files
 
     def to_json(self) -> bytes:
         """report.json: the same bytes for the same report."""
