@@ -69,6 +69,9 @@ class View:
     parameters: tuple[tuple[str, str | Markdown], ...]
     commands: dict[str, Markdown]
     quants: tuple[tuple[Markdown, ...], ...]
+    quant_columns: tuple[str, ...]
+    quants_measured: Markdown | None
+    failed_quants: Markdown | None
     quant_type: str | None
     samples: tuple[Sample, ...]
     quant_checksums: Markdown | None
@@ -105,9 +108,12 @@ def view_of(report: Report) -> View:
         parameters=_parameters(report),
         commands=_commands(report, quant),
         quants=tuple(_quant(report, made) for made in report.quants),
+        quant_columns=_quant_columns(report),
+        quants_measured=_quants_measured(report),
+        failed_quants=_failed_quants(report),
         quant_type=quant.type if quant else None,
         samples=tuple(_sample(made) for made in report.quants if made.proof == "ran" and made.sample.strip()),
-        quant_checksums=_checksums([made.file for made in report.quants]),
+        quant_checksums=_checksums(report.gguf_files),
         gate_mode=code(report.gate_mode),
         gates=_gates(report),
         routing=_routing(report),
@@ -282,14 +288,52 @@ def _commands(report: Report, quant: QuantMade | None) -> dict[str, Markdown]:
 
 def _quant(report: Report, made: QuantMade) -> tuple[Markdown, ...]:
     url = file_url(gguf_repo(report.repo), made.file.name) if report.repo else None
+    link = code_link(made.file.name, url)
+    measured = (
+        (
+            NOTHING if made.kl is None else escape(words.number(made.kl, 4)),
+            NOTHING if made.top1 is None else escape(words.number(100 * made.top1, 1) + " %"),
+        )
+        if report.quants_measured
+        else ()
+    )
     return (
-        code_link(made.file.name, url),
+        Markdown(f"{link} and {len(made.further_files)} more") if made.further_files else link,
         code(made.type),
-        escape(words.size(made.file.bytes)),
+        escape(words.size(made.bytes)),
         escape(words.number(made.bits_per_weight, 2)),
+        *measured,
         words.PROOFS.get(made.proof) or escape(made.proof) or Markdown("not run"),
         words.WHEN.get(made.type, NOTHING),
     )
+
+
+def _quant_columns(report: Report) -> tuple[str, ...]:
+    measured = ("KL", "Top-1") if report.quants_measured else ()
+    return ("File", "Type", "Size", "Bits per weight", *measured, "Proof", "When to choose it")
+
+
+def _quants_measured(report: Report) -> Markdown | None:
+    """What the columns of the measured figures mean, and of what they are not."""
+    if (measured := report.quants_measured) is None:
+        return None
+    perplexities = ", ".join(
+        f"{made.type} {words.number(made.perplexity, 2)}" for made in report.quants if made.perplexity is not None
+    )
+    return escape(
+        "KL is the mean divergence of the quant's predictions from the unquantised model's, in nats per token (0 is the "
+        "same), Top-1 how often both find the same token most likely. Weights only: llama.cpp also rounds activations. "
+        f"Measured on {measured.tokens} tokens of one fixed text, on which the unquantised model's perplexity is "
+        f"{words.number(measured.perplexity, 2)} (quants: {perplexities})."
+    )
+
+
+def _failed_quants(report: Report) -> Markdown | None:
+    """What was asked for and is not here."""
+    if not report.failed_quants:
+        return None
+    said = "; ".join(f"{failed.type} ({failed.reason})" for failed in report.failed_quants)
+    return escape(f"Not part of this release, since the file could not be proven to run: {said}.")
 
 
 def _sample(made: QuantMade) -> Sample:

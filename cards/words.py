@@ -26,11 +26,34 @@ WHEN: Mapping[str, Markdown] = _own(
         "Q5_K_M": "Five bits and more for what matters most; between Q4_K_M and Q6_K.",
         "Q5_K_S": "Like Q5_K_M, slightly smaller and slightly less exact.",
         "Q4_K_M": "Four bits and more for what matters most; the usual choice where memory is short.",
+        "Q5_0": "An older five-bit kind, for programs that know no K-quants.",
         "Q4_K_S": "Like Q4_K_M, smaller and somewhat less exact.",
+        "IQ4_NL": "Like IQ4_XS, slightly larger, in blocks that fit every row; quick on ARM.",
+        "Q4_0": "An older four-bit kind, quick on processors; Q4_K_S is more exact.",
+        "IQ4_XS": "About as good as Q4_K_S and smaller; slower on processors.",
+        "Q3_K_L": "Lower quality; where four bits do not fit.",
+        "Q3_K_M": "Low quality, smaller than Q3_K_L.",
+        "IQ3_M": "About as good as Q3_K_M and smaller; slower on processors.",
+        "IQ3_S": "Better than Q3_K_S at its size; slower on processors.",
+        "Q3_K_S": "Low quality; IQ3_S is better at this size.",
+        "IQ3_XS": "Smaller than IQ3_S, and lower in quality.",
+        "IQ3_XXS": "Low quality in three bits.",
+        "Q2_K": "Very low quality, but often still usable.",
+        "Q2_K_S": "Very low quality, smaller than Q2_K.",
+        "IQ2_M": "Low quality; often better than Q2_K and smaller.",
+        "IQ2_S": "Low quality, smaller than IQ2_M.",
+        "IQ2_XS": "Low quality, smaller than IQ2_S.",
+        "IQ2_XXS": "Very low quality, for very little memory.",
+        "IQ1_M": "Extremely low quality; only where nothing else fits.",
+        "IQ1_S": "The smallest there is; expect nonsense.",
     }
 )
 # Which type the example commands take: the first of these that was made.
-PREFERRED = ("Q4_K_M", "Q5_K_M", "Q4_K_S", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
+PREFERRED = (
+    "Q4_K_M", "Q5_K_M", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q5_K_S", "Q6_K", "Q8_0", "Q4_0", "Q5_0", "Q3_K_L", "Q3_K_M",
+    "IQ3_M", "IQ3_S", "Q3_K_S", "IQ3_XS", "IQ3_XXS", "Q2_K", "IQ2_M", "Q2_K_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M",
+    "IQ1_S", "BF16", "F16", "F32",
+)  # fmt: skip
 PROOFS: Mapping[str, Markdown] = _own(
     {
         "ran": "loaded in llama.cpp and generated",
@@ -43,6 +66,7 @@ _LAST = "the base model's hidden state at the last token of that expert's prompt
 # What an expert's vector in the router is, by gate mode.
 GATE_VECTORS: Mapping[str, Markdown] = _own(
     {
+        "discriminant": "fitted by ridge regression to tell the experts' prompts apart, on what the router receives in this model",
         "hidden": _LAST,
         "hidden_last": _LAST,
         "hidden_avg": "the base model's hidden state, averaged over all tokens of that expert's prompts",
