@@ -156,6 +156,12 @@ class _Layouter:
                 self._place(name, x)
         for new_name, parts in self.stacks.items():
             self._stack(new_name, parts)
+        kind = str(rope_parameters(self.config).get("rope_type", "default")).lower()
+        is_llama = self.family.architecture in ("llama", "granitemoe")
+        if (kind == "llama3" and not is_llama) or (kind != "default" and self.family.architecture == "deepseek"):
+            raise SourceError(
+                f"config.json asks for rotary scaling of type {kind!r}, which llama.cpp has not for this family"
+            )
         if factors := _rope_factors(self.config):
             self.found["rope_freqs.weight"] = factors
         self._require_all()
