@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 MAX_PROMPTS_BYTES = 64 << 20
 
 
-def prompts_of(loaded: LoadedRecipe) -> list[ExpertPrompts]:
-    """The prompts that the router is made from, by expert. Raises RecipeError where a file of them cannot be used."""
+def prompts_of(loaded: LoadedRecipe, plan: MergePlan) -> list[ExpertPrompts]:
+    """The prompts that the gates are made from, by row: the experts, and a shared expert that has a gate. Raises RecipeError
+    where a file of them cannot be used."""
     from merge.gates.prompts import ExpertPrompts
 
     found = []
-    for index, expert in enumerate(loaded.recipe.experts):
+    for index, expert in enumerate(plan.gated):
         positive = expert.positive_prompts
         if expert.prompts_file is not None and loaded.recipe.needs_prompts:
             positive += _file(loaded, index, expert.prompts_file)
@@ -67,7 +68,7 @@ def gates_key_of(loaded: LoadedRecipe, plan: MergePlan) -> str:
     """The content address of a recipe's gates."""
     from merge.gates.store import gates_key
 
-    prompts, seed = prompts_of(loaded), loaded.recipe.build.seed
+    prompts, seed = prompts_of(loaded, plan), loaded.recipe.build.seed
     if plan.gate_mode == DISCRIMINANT:
         from merge.gates.record import routed_key
 
@@ -100,7 +101,7 @@ def make_gates(
     with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
         gates = calibrate(
             plan.gate_mode,
-            prompts_of(loaded),
+            prompts_of(loaded, plan),
             base.config,
             plan.dense_tensors,
             Evaluator(open_files({plan.base: base})),
@@ -124,9 +125,10 @@ def _make_discriminant(
     tokenizer = local[plan.base].folder
     assert tokenizer is not None
     samples = _written(loaded, plan, local, folder, device)
+    prompts, experts = with_samples(prompts_of(loaded, plan), samples), len(plan.experts)
     with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
         made = calibrate_discriminant(
-            with_samples(prompts_of(loaded), samples),
+            prompts[:experts],
             plan.config,
             {tensor.name: tensor.expr for tensor in plan.tensors},
             Evaluator(open_files(local)),
@@ -134,6 +136,7 @@ def _make_discriminant(
             device,
             loaded.recipe.router.regularisation,
             shown.advance,
+            shared=prompts[experts:],
         )
     return save_gates(made.gates, folder, key, to_metadata(record_of(made, samples)))
 
@@ -148,10 +151,10 @@ def _written(
     from merge.gates.expansion import TOKENS, Sample, expand
     from merge.gates.record import written_key
 
-    who, prompts, seed = expands(loaded), prompts_of(loaded), loaded.recipe.build.seed
+    who, prompts, seed = expands(loaded), prompts_of(loaded, plan), loaded.recipe.build.seed
     if who is None:
         return ()
-    writers = [plan.base] * len(prompts) if who == "base" else list(plan.experts)
+    writers = [plan.base] * len(prompts) if who == "base" else [*plan.experts, *plan.shared_experts][: len(prompts)]
     adapter = TypeAdapter(tuple[Sample, ...])
     key = written_key(prompts, [plan.sources[writer].fingerprint for writer in writers], seed)
     path = folder / f"prompts-{key[:16]}.json"

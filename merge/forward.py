@@ -164,15 +164,16 @@ class StreamedModel:
             rows[i] = self._evaluator.rows(expr, row, row + 1)[0]
         return rows.to(self.device)
 
-    def router(self, layer: int) -> nn.Module | None:
-        """The module of `layer` whose weight is its router, as the plan's Gate says; None in a dense model."""
+    def gates(self, layer: int) -> list[tuple[nn.Module, int]]:
+        """The modules of `layer` whose weights are gates, each with its first row among the layer's: the router first, then
+        that of a shared expert; none in a dense model."""
+        found = []
         for parameter, sources in self._sources.items():
             expr = self._tensors[sources[0]]
             expr = expr.x if isinstance(expr, Cast) else expr
             if isinstance(expr, Gate) and expr.layer == layer:
-                found: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
-                return found
-        return None
+                found.append((self._model.get_submodule(parameter.rpartition(".")[0]), expr.first))
+        return sorted(found, key=lambda pair: pair[1])
 
     def start(self, batches: Sequence[Batch], cache: Any = None) -> Run:
         """Embed the batches and note down how the model calls its layers for each.

@@ -69,8 +69,10 @@ def expand(
     device: str = "auto",
     only: int | None = None,
     progress: Progress | None = None,
+    tokens: int = TOKENS,
 ) -> tuple[Sample, ...]:
-    """What the dense model writes from the experts' short positive prompts (from those of expert number `only`).
+    """What the dense model writes from the experts' short positive prompts (from those of expert number `only`), at most
+    `tokens` tokens each.
 
     Raises SourceError where the model or its tokenizer cannot be read, UsageError for a device that is not there.
     """
@@ -87,7 +89,7 @@ def expand(
         return ()
     rows = [tokenize(tokenizer, beginning) for _, _, beginning in plan]
     model = StreamedModel(config, tensors, evaluator, device, DTYPE)
-    written = _generate(model, tokenizer, rows, seed, progress)
+    written = _generate(model, tokenizer, rows, seed, tokens, progress)
     samples = []
     for (number, prompt, beginning), ids in zip(plan, written, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -120,9 +122,14 @@ def _beginnings(tokenizer: Any, prompt: str) -> list[str]:
 
 
 def _generate(
-    model: StreamedModel, tokenizer: Any, rows: Sequence[Sequence[int]], seed: int, progress: Progress | None
+    model: StreamedModel,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    seed: int,
+    tokens: int,
+    progress: Progress | None,
 ) -> list[list[int]]:
-    """What follows each of B token sequences, at most TOKENS tokens, ended by the tokenizer's EOS."""
+    """What follows each of B token sequences, at most `tokens`, ended by the tokenizer's EOS."""
     generator = torch.Generator().manual_seed(seed)
     width = max(len(row) for row in rows)
     pad = rows[0][0]
@@ -131,7 +138,7 @@ def _generate(
     cache = DynamicCache(config=model.config)
     written: list[list[int]] = [[] for _ in rows]
     running = torch.ones(len(rows), dtype=torch.bool)
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         run = model.start([Batch(ids, mask)], cache)
         model.advance(run)
         run.hidden[0] = run.hidden[0][:, -1:]

@@ -8,7 +8,7 @@ move together from layer to layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,38 +51,46 @@ def calibrate_discriminant(
     ridge: float | None = None,
     progress: Progress | None = None,
     memory: int | None = None,
+    shared: Sequence[ExpertPrompts] = (),
 ) -> Calibration:
     """Fit the routers of the merged model whose `config`, `tensors` and `evaluator` are given.
 
+    `shared` are the prompts of shared experts that have a gate: its row stands below the router's.
     Of a dense model the routers that would stand at its MLPs are fitted. `ridge` fixes the regularisation instead of choosing
     it. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
     UsageError for a device that is not there.
     """
-    texts = calibration_texts(load_tokenizer(tokenizer_folder), experts, config)
-    rows = _rows(len(experts), texts.texts)
+    texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
+    own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
+    rows = _rows(len(experts), [texts.texts[i] for i in own])
+    shared_rows = [_against_experts(texts.texts, len(experts), len(experts) + s) for s in range(len(shared))]
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     # A gate must be there when its layer is loaded; the fit replaces it before the layer runs.
-    evaluator = Evaluator(evaluator.files, {layer: torch.zeros(len(experts), hidden) for layer in range(layers)})
+    evaluator = Evaluator(
+        evaluator.files, {layer: torch.zeros(len(experts) + len(shared), hidden) for layer in range(layers)}
+    )
     model = StreamedModel(config, tensors, evaluator, device, DTYPE, memory)
     order, batches = batched([text.ids for text in texts.texts])
     run = model.start(batches)
     gates: dict[int, torch.Tensor] = {}
     fits = []
     for layer in model.layers():
-        router = model.router(layer.index)
+        modules = model.gates(layer.index)
+        router = modules[0][0] if modules else None
         inputs = dict(zip(order, router_inputs(layer, run, batches, router), strict=True))
-        x = torch.cat([inputs[i][text.skipped :] for i, text in enumerate(texts.texts)])  # (n, H)
+        inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
+        x = torch.cat([inputs[i] for i in own])  # (n, H)
         if not torch.isfinite(x).all():
             raise SourceError(
                 f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
             )
         fit = fit_router(x, rows, ridge)
         fits.append(fit)
-        gates[layer.index] = fit.gate
+        gates[layer.index] = gate = torch.cat([fit.gate, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
         if layer.index + 1 < layers:
-            if router is not None:
+            for module, first in modules:
                 with torch.no_grad():
-                    router.weight.copy_(fit.gate)  # type: ignore[operator]
+                    module.weight.copy_(gate[first : first + len(module.weight)])  # type: ignore[operator, arg-type]
             layer.advance(run)
         if progress:
             progress(1)
@@ -133,6 +141,29 @@ def batched(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[Batch]]:
         batches.append(Batch(ids, (torch.arange(width) < lengths[:, None]).long()))
         start = stop
     return order, batches
+
+
+def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[list[int], Rows]:
+    """What the gate of shared expert number `shared` is fitted on: its own texts against the experts'."""
+    used = [i for i, text in enumerate(texts) if text.expert in (*range(experts), shared)]
+    # Each text's expert becomes 1 for the shared one and 0 for the others; what is not the shared one's is the others'.
+    two = []
+    for i in used:
+        text = texts[i]
+        number = text.expert * len(texts) + text.prompt  # prompts of different experts stay different
+        two.append(replace(text, expert=int(text.expert == shared), prompt=number, positive=True))
+        if text.expert == shared and not text.positive:
+            two[-1] = replace(two[-1], expert=0)
+    return used, _rows(2, two)
+
+
+def _sigmoid_gate(
+    inputs: Mapping[int, torch.Tensor], fitted: tuple[list[int], Rows], ridge: float | None
+) -> torch.Tensor:
+    """The gate (1, H) whose sigmoid is the share of the shared expert: the difference of the two rows of a softmax."""
+    used, rows = fitted
+    gate = fit_router(torch.cat([inputs[i] for i in used]), rows, ridge).gate  # (2, H)
+    return gate[1:] - gate[:1]
 
 
 def _rows(experts: int, texts: Sequence[Text]) -> Rows:
