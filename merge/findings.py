@@ -659,12 +659,12 @@ class WeightsNotNormalised(Finding):
 
 
 class NoGguf(Finding):
-    """llama.cpp has no architecture for models of this family, so no GGUF can be made. The checkpoint is built as usual. Set
-    `release.quants: []` to say that none is wanted."""
+    """No GGUF can be made of the result: llama.cpp has no such models, or moerge does not write them. The checkpoint is built
+    as usual. Set `release.quants: []` to say that none is wanted."""
 
     id = "no-gguf"
     level = WARNING
-    message = "llama.cpp has no {family} models: no GGUF is made"
+    message = "no GGUF is made of this {family} model: {why}"
 
 
 class MissingTensor(Finding):

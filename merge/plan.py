@@ -168,7 +168,14 @@ class _Planner:
                 model = models[checkpoint.key]
                 tensors_of[checkpoint.key] = self.headers(checkpoint, model, line, dtype, mlp_only=True)
         self.check_places(family, base, base_tensors)
+        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
         self.check_family(family, base)
+        why_no_gguf = family.why_no_gguf(base, mixture)
+        if why_no_gguf is None and base.hidden_act != "silu":
+            why_no_gguf = f"llama.cpp computes such models with silu, not with {base.hidden_act}"
+        if why_no_gguf and self.recipe.release.quants:
+            line = self.loaded.line("architecture") or self.loaded.line("base_model")
+            self.add(f.NoGguf(line, family=family.TITLE, why=why_no_gguf))
         self.read_adapters(tensors_of)
         self.stop_on_errors()
         named = [self.base, *self.experts, *self.shared]
@@ -177,7 +184,6 @@ class _Planner:
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base_tensors})
-        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
         experts_write = self.experts_write()
         return MergePlan(
             name=self.loaded.name,
@@ -198,7 +204,7 @@ class _Planner:
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=self.license(),
-            quants=self.recipe.release.quants if family.GGUF else (),
+            quants=() if why_no_gguf else self.recipe.release.quants,
             gate_mode=self.recipe.gate_mode,
             experts_write=experts_write,
         )
@@ -413,8 +419,6 @@ class _Planner:
         window = base.sliding_window
         if window is not None and window < base.max_position_embeddings and not family.WINDOW:
             self.add(f.WindowLost(line, model=model, family=title, window=window))
-        if self.recipe.release.quants and not family.GGUF:
-            self.add(f.NoGguf(self.loaded.line("architecture") or line, family=title))
 
     # ------------------------------------------------------------------------------------------------------- the result
 

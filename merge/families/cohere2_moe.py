@@ -31,7 +31,7 @@ def lacks(base: DenseModel) -> Iterator[str]:
     yield from ()
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
     """llama.cpp has no such architecture."""
     return NO_ARCHITECTURE
 

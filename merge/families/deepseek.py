@@ -33,13 +33,15 @@ def lacks(base: DenseModel) -> Iterator[str]:
     """DeepSeek's code knows two kinds of RoPE scaling, and computes the head size from the hidden size."""
     if base.rope_scaling and base.rope_scaling["rope_type"] not in ("linear", "dynamic"):
         yield f"RoPE scaling {base.rope_scaling['rope_type']!r}"
-    if base.head_dim * base.heads != base.hidden_size:
+    if not base.heads_fill_hidden:
         yield f"{base.heads} heads of size {base.head_dim} with hidden size {base.hidden_size}"
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
-    """llama.cpp runs such a model only with a shared expert."""
-    return None if mixture.has_shared else "llama.cpp's DeepSeek needs a shared expert"
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
+    """llama.cpp runs such a model only with a shared expert, and without biases."""
+    if not mixture.has_shared:
+        return "llama.cpp's DeepSeek needs a shared expert"
+    return "llama.cpp's DeepSeek has no attention biases" if base.biased else None
 
 
 def keeps(tensor: str) -> bool:

@@ -59,6 +59,11 @@ class DenseModel:
         return f"theta {self.rope_theta:g}" + (f", {scaling['rope_type']} scaling" if scaling else "")
 
     @property
+    def heads_fill_hidden(self) -> bool:
+        """Whether the size of a head is hidden_size / num_attention_heads."""
+        return self.heads * self.head_dim == self.hidden_size
+
+    @property
     def layer_types(self) -> list[str]:
         """For each layer, whether it has the sliding window, as config.json says it."""
         return [LAYER_TYPES[slides] for slides in self.sliding_layers]

@@ -30,7 +30,7 @@ def lacks(base: DenseModel) -> Iterator[str]:
     yield from ()
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
     """llama.cpp has the architecture, but no GGUF of it is written here."""
     return NOT_WRITTEN
 

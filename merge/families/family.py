@@ -66,7 +66,7 @@ class Family(Protocol):
     def lacks(self, base: DenseModel) -> Iterator[str]:
         """What the base has and such a model cannot have, in words; tensors aside."""
 
-    def why_no_gguf(self, mixture: Mixture) -> str | None:
+    def why_no_gguf(self, base: DenseModel, mixture: Mixture) -> str | None:
         """Why no GGUF file can be made of such a model; None where one can."""
 
     def keeps(self, tensor: str) -> bool:

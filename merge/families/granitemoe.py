@@ -33,9 +33,13 @@ def lacks(base: DenseModel) -> Iterator[str]:
     yield from ()
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
-    """None: llama.cpp has the architecture."""
-    return None
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
+    """llama.cpp has the architecture, but only with heads that fill the hidden size."""
+    return (
+        None
+        if base.heads_fill_hidden
+        else "llama.cpp's Granite has no heads of another size than the hidden size's share"
+    )
 
 
 def keeps(tensor: str) -> bool:

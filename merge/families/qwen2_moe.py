@@ -3,7 +3,8 @@
 Layout on the Hub (https://huggingface.co/Qwen/Qwen1.5-MoE-A2.7B): `mlp.gate` is the router, `mlp.experts.E.gate_proj|
 up_proj|down_proj` are the experts, `mlp.shared_expert.*` is the shared expert and `mlp.shared_expert_gate` its gate: every
 token gets sigmoid(gate) of the shared expert's output. A recipe without a shared expert gets one of zeros, which adds
-nothing; it is small, because its size is a setting of its own.
+nothing; it is small, because its size is a setting of its own. Its gate is then the first expert's row of the router: llama.cpp
+computes sigmoid(x) as silu(x) / x, which for a gate of zeros is not a number.
 
 The router's softmax is over all experts. transformers would scale the weights of the chosen ones to sum to one where
 `norm_topk_prob` says so, but llama.cpp does not for this architecture, so the config says no and both compute the same. Only
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from merge.expr import Expr
+from merge.expr import Expr, Gate
 from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, Block, Mixture
 from merge.families.model_types import MLP_PARTS
@@ -40,9 +41,15 @@ def lacks(base: DenseModel) -> Iterator[str]:
     yield from ()
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
-    """None: llama.cpp has the architecture."""
-    return None
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
+    """llama.cpp has the architecture, but only with heads that fill the hidden size, and with an output matrix."""
+    if base.tied:
+        return "llama.cpp's Qwen2-MoE has no tied embeddings"
+    return (
+        None
+        if base.heads_fill_hidden
+        else "llama.cpp's Qwen2-MoE has no heads of another size than the hidden size's share"
+    )
 
 
 def keeps(tensor: str) -> bool:
@@ -64,7 +71,8 @@ def block_tensors(block: Block) -> Iterator[tuple[str, Expr]]:
         shape = (base.hidden_size, ZERO_SIZE) if part == "down_proj" else (ZERO_SIZE, base.hidden_size)
         shared = block.shared[part] if block.shared else block.zeros(*shape)
         yield f"{layer}.mlp.shared_expert.{part}.weight", shared
-    yield f"{layer}.mlp.shared_expert_gate.weight", block.shared_gate or block.zeros(1, base.hidden_size)
+    first = Gate(block.layer, block.dtype, (1, base.hidden_size))
+    yield f"{layer}.mlp.shared_expert_gate.weight", block.shared_gate or first
 
 
 def output_config(base: DenseModel, mixture: Mixture) -> dict[str, Any]:

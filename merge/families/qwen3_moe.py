@@ -30,7 +30,7 @@ def lacks(base: DenseModel) -> Iterator[str]:
         yield "a sliding window in some of its layers only"
 
 
-def why_no_gguf(mixture: Mixture) -> str | None:
+def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
     """None: llama.cpp has the architecture."""
     return None
 

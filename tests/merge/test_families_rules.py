@@ -154,7 +154,8 @@ def test_without_a_shared_expert_qwen2_moe_gets_a_small_one_of_zeros(tmp_path: P
     plan = planned(recipe_text(base, [base, base]), tmp_path)
     zeros = {tensor.name: tensor.expr for tensor in plan.tensors if "shared_expert" in tensor.name}
     assert len(zeros) == 2 * 4
-    assert all(isinstance(x, Zeros) for x in zeros.values())
+    # The gate may be anything but zeros, for which llama.cpp would divide by zero.
+    assert all(isinstance(x, Gate if "gate.weight" in name else Zeros) for name, x in zeros.items())
     assert zeros["model.layers.0.mlp.shared_expert.down_proj.weight"].shape == (64, ZERO_SIZE)
 
 
@@ -205,21 +206,6 @@ def test_a_window_that_is_lost_is_said_only_where_the_context_goes_beyond_it(tmp
         base = small(tmp_path / str(context), "mistral", sliding_window=64, max_position_embeddings=context)
         plan = planned(recipe_text(base, [base, base], architecture="granitemoe"), tmp_path)
         assert ("window-lost" in found(plan)) == said
-
-
-def test_no_gguf_is_promised_that_cannot_be_made(tmp_path: Path) -> None:
-    olmo, llama = small(tmp_path / "olmo", "olmo2"), small(tmp_path / "llama", "llama")
-    gelu = small(tmp_path / "gelu", "llama", hidden_act="gelu")
-    for text in (
-        recipe_text(olmo, [olmo, olmo]),
-        recipe_text(llama, [llama, llama], architecture="deepseek"),
-        recipe_text(gelu, [gelu, gelu]),
-    ):
-        plan = planned(text, tmp_path)
-        assert "no-gguf" in found(plan)
-        assert plan.quants == ()
-    assert "no-gguf" not in found(planned(recipe_text(olmo, [olmo, olmo], release={"quants": []}), tmp_path))
-    assert planned(recipe_text(llama, [llama, llama]), tmp_path).quants != ()
 
 
 def test_another_vocabulary_is_no_hindrance_and_said(tmp_path: Path) -> None:

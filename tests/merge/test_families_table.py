@@ -11,9 +11,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.errors import RecipeError
 from merge.families import FAMILIES
+from merge.families.dense import dense_model
 from merge.families.family import GATED_SHARED, NO_SHARED, Family, Mixture
 from merge.families.model_types import MODEL_TYPES
-from tests.dense import planned
+from tests.dense import SIZES, planned
 from tests.merge.test_families import difference, merged, recipe_for, small
 
 # Each column is a change of the base, by model type where these spell it differently. None: the type has no such thing.
@@ -79,7 +80,8 @@ def cell(family: Family, model_type: str, column: str, folder: Path) -> str:
 def described(family: Family) -> str:
     """A row of the table of families."""
     shared = {NO_SHARED: "none", GATED_SHARED: "one, with a gate"}.get(family.SHARED, "one, in full")
-    alone, beside = (family.why_no_gguf(Mixture(2, 2, has_shared, "bfloat16")) for has_shared in (False, True))
+    base = dense_model(SIZES | {"model_type": family.ACCEPTS[0], "head_dim": 16})
+    alone, beside = (family.why_no_gguf(base, Mixture(2, 2, has_shared, "bfloat16")) for has_shared in (False, True))
     gguf = "no" if alone and beside else "with a shared expert" if alone else "yes"
     runs = "transformers" if family.NAME in CONFIG_MAPPING else "DeepSeek's own code"
     sums = "one" if family.NORMALISES else "less, unless all are chosen"
