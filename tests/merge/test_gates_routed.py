@@ -1,0 +1,339 @@
+"""The discriminant router separates its experts' texts, on what the merged model's router receives, in closed form."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from bot.cli import main
+from merge.errors import RecipeError
+from merge.evaluate import Evaluator, checkpoint_expressions
+from merge.expr import Expr, Gate
+from merge.forward import Batch, StreamedModel
+from merge.gates.discriminant import MAX_TOP_WEIGHT, Rows, fit_router, rows_of
+from merge.gates.expansion import expand, is_short, with_samples
+from merge.gates.prompts import ExpertPrompts, PromptError, calibration_texts, load_tokenizer, read_prompts
+from merge.gates.record import LayerRecord, Record, advice
+from merge.gates.routed import Calibration, batched, calibrate_discriminant
+from merge.recipe import parse_recipe
+from tests.merge.test_gates import CONTEXT, SPECIAL, save_base, save_tokenizer
+
+EXPERTS = (
+    ExpertPrompts(("chat with me", "tell me more")),
+    ExpertPrompts(("def f(x):", "return x + 1", "[0, 1]"), ("once upon",)),
+    ExpertPrompts(("BONJOUR", "CA VA BIEN")),
+)
+
+
+def save_mixture(folder: Path, special: dict[str, str] | None = None, experts: int = 3) -> Path:
+    """A small Mixtral with its tokenizer."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        num_local_experts=experts,
+        num_experts_per_tok=min(2, experts),
+        pad_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.to(torch.bfloat16).save_pretrained(folder, save_original_format=True)
+    save_tokenizer(folder, **(SPECIAL if special is None else special))
+    return folder
+
+
+def without_gates(folder: Path) -> tuple[dict[str, Expr], dict[str, object], Evaluator]:
+    """A mixture's expressions with gates still to be found."""
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    for name, expr in tensors.items():
+        if name.endswith("gate.weight"):
+            tensors[name] = Gate(int(name.split(".")[2]), "BF16", expr.shape)
+    return tensors, config, evaluator
+
+
+def calibrated(folder: Path, experts: Sequence[ExpertPrompts] = EXPERTS, **options: object) -> Calibration:
+    tensors, config, evaluator = without_gates(folder)
+    return calibrate_discriminant(experts, config, tensors, evaluator, folder, "cpu", **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mixture(tmp_path_factory.mktemp("mixture"))
+
+
+def clusters(n: int, seed: int = 0) -> tuple[torch.Tensor, Rows]:
+    """Three experts with four prompts of `n` tokens each, around three directions and a large common one."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(3, 40, generator=generator) + 5
+    owner = [e for e in range(3) for _ in range(4)]
+    x = torch.cat([centres[e] + torch.randn(n, 40, generator=generator) for e in owner])
+    return x, rows_of(3, [(e, True) for e in owner], [n] * 12, list(range(12)))
+
+
+@pytest.mark.parametrize("n", [2, 9])  # fewer rows than columns, and more
+def test_what_is_held_out_is_as_if_the_router_had_been_fitted_without_it(n: int) -> None:
+    x, rows = clusters(n)
+    ridge = 0.7
+    fit = fit_router(x, rows, ridge)
+    root = rows.weight.sqrt()[:, None]
+    mean = float((x.double() * root).square().sum()) / x.shape[1]
+    right = 0.0
+    for group in range(12):
+        kept = rows.group != group
+        a = x[kept].double() * root[kept]
+        y = (rows.target[kept] - 1 / 3) * root[kept]
+        w = torch.linalg.solve(a.T @ a + ridge * mean * torch.eye(40, dtype=torch.double), a.T @ y)  # (H, E)
+        best = (x[~kept].double() @ w).argmax(1)
+        right += float((best == rows.own[~kept]).sum())
+    assert fit.reach[0] == pytest.approx(right / len(x))
+
+
+def test_the_router_sends_new_tokens_of_each_kind_to_their_expert_and_is_not_saturated() -> None:
+    x, rows = clusters(12)
+    fit = fit_router(x, rows)
+    assert float(((x @ fit.gate.T).argmax(1) == rows.own).float().mean()) > 0.95
+    assert 1 / 3 < fit.top_weight <= MAX_TOP_WEIGHT + 1e-6
+    assert fit.reach[-1] == pytest.approx(1)
+
+
+def test_negative_text_is_the_other_experts_and_every_expert_weighs_the_same() -> None:
+    rows = rows_of(3, [(0, True), (1, True), (1, False), (2, True)], [4, 1, 2, 3], [0, 1, 2, 3])
+    assert rows.target[5].tolist() == [0.5, 0.0, 0.5]
+    assert rows.own.tolist() == [0, 0, 0, 0, 1, -1, -1, 2, 2, 2]
+    assert [float(rows.weight[rows.own == e].sum()) for e in range(3)] == pytest.approx([0.25] * 3)
+    assert not rows.can_hold_out
+
+
+def test_routers_are_fitted_on_what_the_routers_of_the_merged_model_receive(mixture: Path) -> None:
+    made = calibrated(mixture)
+    tensors, config, evaluator = without_gates(mixture)
+    model = StreamedModel(config, tensors, Evaluator(evaluator.files, made.gates), "cpu", torch.bfloat16)
+    order, batches = batched([text.ids for text in made.texts.texts])
+    run = model.start(batches)
+    counts = [text.tokens for text in made.texts.texts]
+    sets = [(text.expert, text.positive) for text in made.texts.texts]
+    groups = [
+        sorted({(t.expert, t.positive, t.prompt) for t in made.texts.texts}).index((t.expert, t.positive, t.prompt))
+        for t in made.texts.texts
+    ]
+    for layer in model.layers():
+        ((router, _),) = model.gates(layer.index)
+        seen: list[torch.Tensor] = []
+        router.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        layer.advance(run)
+        rows = [row for x, batch in zip(seen, batches, strict=True) for row in x.view(*batch.input_ids.shape, -1)]
+        inputs = dict(zip(order, rows, strict=True))
+        x = torch.cat([inputs[i][text.skipped : len(text.ids)] for i, text in enumerate(made.texts.texts)]).float()
+        again = fit_router(x, rows_of(3, sets, counts, groups))
+        torch.testing.assert_close(again.gate, made.gates[layer.index], rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_inputs_give_the_same_bits(mixture: Path) -> None:
+    first, second = calibrated(mixture), calibrated(mixture)
+    assert all(torch.equal(first.gates[layer], second.gates[layer]) for layer in first.gates)
+
+
+def test_experts_one_at_a_time_give_the_same_gates_and_logits(mixture: Path) -> None:
+    whole, streamed = calibrated(mixture), calibrated(mixture, memory=0)
+    for layer, gate in whole.gates.items():
+        torch.testing.assert_close(streamed.gates[layer], gate, rtol=1e-4, atol=1e-4)
+    ids = [Batch(torch.arange(40).view(2, 20) + 5)]
+    logits = []
+    for memory in (1 << 40, 0):
+        tensors, config, evaluator = without_gates(mixture)
+        model = StreamedModel(config, tensors, Evaluator(evaluator.files, whole.gates), "cpu", torch.float32, memory)
+        logits.append(torch.cat([piece.values for piece in model.logits(model.advance(model.start(ids)))], 1))
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+CAPPED = """
+import json, resource, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[4])
+torch.set_num_threads(1)
+from tests.merge.test_gates_routed import ExpertPrompts, calibrated, StreamedModel
+folder, memory, cap = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+experts = [ExpertPrompts((f"text {e} one", f"text {e} two")) for e in range(16)]
+calibrated(Path(sys.argv[5]), experts[:3])  # everything that is loaded late is loaded now
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+resource.setrlimit(resource.RLIMIT_AS, (used + files + cap, -1))
+calibrated(folder, experts, memory=memory)
+"""
+
+
+@pytest.mark.slow
+def test_a_layer_of_experts_larger_than_the_memory_is_calibrated_one_expert_at_a_time(
+    mixture: Path, tmp_path: Path, root: Path
+) -> None:
+    # A 70B base with 16 experts has 22.5 GB of experts a layer, 1.4 GB each, for a GPU of 24 GB; here 192 MiB and 12, for 100.
+    config = MixtralConfig(
+        vocab_size=300, hidden_size=512, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, num_local_experts=16, pad_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, save_original_format=True)
+    save_tokenizer(tmp_path, **SPECIAL)
+    del model
+
+    def run(memory: int) -> subprocess.CompletedProcess[str]:
+        arguments = [str(tmp_path), str(memory), str(100 << 20), str(root), str(mixture)]
+        return subprocess.run(
+            [sys.executable, "-c", CAPPED, *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+
+    assert resource.RLIMIT_AS
+    fits = run(100 << 20)
+    assert fits.returncode == 0, fits.stderr[-2000:]
+    whole = run(1 << 40)
+    assert whole.returncode != 0
+    assert "alloc" in whole.stderr.lower() or "memory" in whole.stderr.lower(), whole.stderr[-2000:]
+
+
+def test_one_expert_needs_no_telling_apart(tmp_path: Path) -> None:
+    made = calibrated(save_mixture(tmp_path, experts=1), EXPERTS[:1])
+    assert not made.held_out
+    assert all(gate.abs().max() == 0 for gate in made.gates.values())
+
+
+def test_prompts_of_one_token_give_gates_and_say_that_nothing_was_held_out(mixture: Path) -> None:
+    made = calibrated(mixture, [ExpertPrompts((letter,)) for letter in "abc"])
+    assert not made.held_out
+    assert all(torch.isfinite(gate).all() for gate in made.gates.values())
+    record = Record(tuple(LayerRecord(x.ridge, x.scale, x.goes_to, x.reach, x.top_weight) for x in made.fits), False)
+    assert [finding.id for finding in advice(record, ["a", "b", "c"], 2, {})] == ["nothing-to-hold-out"]
+
+
+def test_a_prompt_longer_than_the_context_is_cut(mixture: Path) -> None:
+    long = ExpertPrompts(("x" * (3 * CONTEXT),))
+    made = calibrated(mixture, [long, *EXPERTS[1:]])
+    assert made.texts.cut == (1,)
+    assert max(len(text.ids) for text in made.texts.texts) == CONTEXT
+    assert sum(text.tokens for text in made.texts.texts if text.expert == 0) == 3 * CONTEXT
+
+
+def test_an_expert_without_prompts_is_refused(mixture: Path) -> None:
+    with pytest.raises(PromptError, match="expert 2: positive prompts are missing"):
+        calibrated(mixture, [EXPERTS[0], ExpertPrompts(()), EXPERTS[2]])
+
+
+def test_without_a_bos_the_first_token_is_left_out_unless_it_is_all(tmp_path: Path) -> None:
+    save_mixture(tmp_path, {"eos_token": "</s>"})
+    texts = calibration_texts(load_tokenizer(tmp_path), [ExpertPrompts(("a", "abc"))], {}).texts
+    assert [(len(text.ids), text.tokens) for text in texts] == [(1, 1), (3, 2)]
+    assert all(torch.isfinite(gate).all() for gate in calibrated(tmp_path).gates.values())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizers_padding_side_does_not_matter(mixture: Path, tmp_path: Path, side: str) -> None:
+    for path in mixture.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": side}))
+    expected, made = calibrated(mixture), calibrated(tmp_path)
+    assert all(torch.equal(made.gates[layer], expected.gates[layer]) for layer in made.gates)
+
+
+def test_a_shared_experts_gate_opens_for_its_own_text(mixture: Path) -> None:
+    shared = ExpertPrompts(("0123456789", "9876543210"))
+    made = calibrated(mixture, shared=[shared])
+    assert {tuple(gate.shape) for gate in made.gates.values()} == {(4, 32)}
+    alone = calibrated(mixture)
+    assert torch.equal(made.gates[0][:3], alone.gates[0])
+
+
+def test_idle_experts_and_experts_alike_are_named_with_their_layers() -> None:
+    apart = LayerRecord(1.0, 1.0, ((0.9, 0.1, 0.0), (0.1, 0.9, 0.0), (0.5, 0.45, 0.05)), (0.6, 0.95, 1.0), 0.8)
+    alike = LayerRecord(1.0, 1.0, ((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), (0.5, 0.45, 0.05)), (0.4, 0.93, 1.0), 0.8)
+    said = [x.text for x in advice(Record((alike, alike, apart), True), ["a/a", "b/b", "c/c"], 3, {})]
+    assert any("expert 3 (c/c) would be idle" in text for text in said)
+    assert "experts 1 and 2 cannot be told apart in layers 0-1 (of 3)" in said
+    assert any("2 would do" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("a.txt", b"one\nline\n\n\ntwo\n"),
+        ("a.json", b'["one\\nline", {"text": "two"}]'),
+        ("a.jsonl", b'"one\\nline"\n{"text": "two", "other": 1}\n'),
+    ],
+)
+def test_a_file_of_prompts_is_read_by_its_ending(name: str, raw: bytes) -> None:
+    assert read_prompts(raw, name) == ("one\nline", "two")
+    assert read_prompts(raw, name, limit=1) == ("one\nline",)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [("a.json", b'{"a": 1}'), ("a.jsonl", b"{"), ("a.txt", b"\n\n"), ("a.txt", b"\xff"), ("a.json", b"[1]")],
+)
+def test_what_is_no_file_of_prompts_is_refused(name: str, raw: bytes) -> None:
+    with pytest.raises(PromptError, match=name):
+        read_prompts(raw, name)
+
+
+def test_a_file_of_prompts_stays_in_the_recipes_folder(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from bot.gates import prompts_of
+
+    text = "base_model: a/b\ngate_mode: discriminant\nexperts:\n" + "".join(
+        f"  - source_model: a/{name}\n    prompts_file: {name}.txt\n" for name in ("one", "../two")
+    )
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "one.txt").write_text("first\n\nsecond")
+    (tmp_path / "two.txt").write_text("secret")
+    text = text.replace("a/../two", "a/two")
+    loaded = parse_recipe(text.encode(), tmp_path / "recipes" / "r.yaml")
+    gated = SimpleNamespace(gated=loaded.recipe.experts[:1])
+    assert prompts_of(loaded, gated)[0].positive == ("first", "second")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError) as raised:
+        prompts_of(loaded, SimpleNamespace(gated=loaded.recipe.experts))  # type: ignore[arg-type]
+    assert [finding.id for finding in raised.value.findings] == ["bad-prompts-file"]
+
+
+def test_short_prompts_are_expanded_with_the_seed_and_sentences_are_kept(tmp_path: Path) -> None:
+    folder = save_base(tmp_path, special=SPECIAL)
+    experts = [ExpertPrompts(("code", "a sentence that is long enough")), ExpertPrompts(("another long sentence",))]
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    tokenizer = load_tokenizer(folder)
+    assert is_short(tokenizer, "code")
+    assert not is_short(tokenizer, "another long sentence")
+    first, again, other = (
+        expand(experts, config, tensors, evaluator, folder, seed, "cpu", tokens=6) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert {sample.prompt for sample in first} == {"code"}
+    expanded = with_samples(experts, first)
+    assert expanded[0].positive[0] == "a sentence that is long enough"
+    assert len(expanded[0].positive) == 1 + len(first)
+    assert expanded[1] == experts[1]
+
+
+@pytest.mark.slow
+def test_the_demos_router_is_calibrated_and_reported(
+    smollm2: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gates.safetensors"
+    recipe = root / "recipes" / "demo-4x135M.yaml"
+    assert main(["gates", str(recipe), "--models", str(smollm2), "--device", "cpu", "--out", str(out)]) == 0
+    first = out.read_bytes()
+    assert "gates discriminant, 30 layers" in capsys.readouterr().out
+    assert main(["gates", str(recipe), "--models", str(smollm2), "--device", "cpu", "--out", str(out)]) == 0
+    assert out.read_bytes() == first
