@@ -126,7 +126,9 @@ def _hints(plan: MergePlan) -> tuple[f.Finding, ...]:
 
 
 def gguf_sizes(plan: MergePlan, types: Sequence[str]) -> dict[str, int]:
-    """Bytes of each GGUF file, by type."""
+    """Bytes of each GGUF file, by type. Of a family that GGUF has not, none is asked for."""
+    if not types:
+        return {}
     return predict_sizes(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors}, types)
 
 

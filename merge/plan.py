@@ -406,7 +406,11 @@ class _Planner:
             self.add(f.SettingWithoutPlace(line, model=model, what=what, family=title))
         per_token, count = self.recipe.experts_per_token, len(self.experts)
         if not family.NORMALISES and per_token < count:
-            others = [other.NAME for other in families_for(base.model_type) if other.NORMALISES and _holds(other, base)]
+            others = [
+                other.NAME
+                for other in families_for(base.model_type)
+                if other.NORMALISES and _holds(other, base) and not self.shared_findings(other)
+            ]
             hint = f", or use architecture {others[0]!r}" if others else ""
             self.add(
                 f.WeightsNotNormalised(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from bot.preview import preview_of
 from merge.errors import RecipeError
 from merge.evaluate import Evaluator, open_files
 from merge.expr import Concat, Expr, Gate, Read, Stack, Zeros, elements, pieces
@@ -199,6 +200,26 @@ def test_the_finding_names_a_family_that_scales_and_holds_all_of_the_base(tmp_pa
         plan = planned(recipe_text(base, [base] * 3, architecture=asked), tmp_path)
         (said,) = [finding.text for finding in plan.findings if finding.id == "weights-not-normalised"]
         assert hint in said
+
+
+def test_no_family_is_named_that_could_not_have_the_shared_expert(tmp_path: Path) -> None:
+    base = small(tmp_path / "base", "llama")
+    plan = planned(recipe_text(base, [base] * 3, **shared(base, residual_scale=0.1)), tmp_path)
+    (said,) = [finding.text for finding in plan.findings if finding.id == "weights-not-normalised"]
+    assert said.endswith("set experts_per_token to 3")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.NAME)
+def test_every_family_has_a_preview(family: Family, tmp_path: Path) -> None:
+    base = small(tmp_path / "base", family.ACCEPTS[0])
+    with_shared = shared(base, residual_scale=0.1) if family.SHARED == PLAIN_SHARED else {}
+    plan = planned(recipe_text(base, [base] * 2, architecture=family.NAME, **with_shared), tmp_path)
+    preview = preview_of(plan, "recipe.yaml")
+    assert preview.gguf_bytes is not None
+    assert preview.gguf_bytes.keys() == set(plan.quants)
+    text = preview.to_text()
+    assert f"{family.TITLE} (the recipe says so), 2 experts, 2 per token" in text
+    assert (", 1 shared" in text) == bool(with_shared)
 
 
 def test_a_window_that_is_lost_is_said_only_where_the_context_goes_beyond_it(tmp_path: Path) -> None:
