@@ -134,19 +134,16 @@ def main() -> int:
         print(mode, scores, flush=True)
 
     single = {name: losses(*checkpoint_expressions(folders[name]), base) for name in MODELS}
-    own = statistics.mean(single[name][i] for i, name in enumerate(MODELS))
     print("each model's losses by domain", single, flush=True)
-    perplexities: dict[str, list[float]] = {
-        name: [math.exp(statistics.mean(x) - own) for x in [single[name]]] for name in MODELS
-    }
+    found_losses: dict[str, list[list[float]]] = {name: [single[name]] for name in MODELS}
     for mode in ("discriminant", "hidden", "hidden_avg", "random"):
         for number in (1,) if mode == "random" else (1, 2, 3):
             gates = mixtures["b", number] if mode == "discriminant" else found[mode]["b", number]
             evaluator = Evaluator(merged.files, gates)
             domains = losses({x.name: x.expr for x in plan.tensors}, plan.config, evaluator, base)
-            perplexities.setdefault(mode, []).append(math.exp(statistics.mean(domains) - own))
-            print(mode, number, domains, perplexities[mode][-1], flush=True)
-    write(rows, perplexities, seconds, peer_seconds, expansion)
+            found_losses.setdefault(mode, []).append(domains)
+            print(mode, number, domains, flush=True)
+    write(rows, found_losses, seconds, peer_seconds, expansion)
     return 0
 
 
@@ -249,7 +246,7 @@ def losses(tensors: Mapping, config: Mapping, evaluator: Evaluator, base: Path) 
 
 def write(
     rows: Sequence[tuple[str, Mapping[tuple[str, int], tuple[float, float]]]],
-    perplexities: Mapping[str, Sequence[float]],
+    found_losses: Mapping[str, Sequence[Sequence[float]]],
     seconds: Sequence[float],
     peer_seconds: Sequence[float],
     expansion: float,
@@ -281,14 +278,19 @@ def write(
         "",
         f"The five words are those of recipes/Beyonder-4x7B-v3.yaml; ours expands them, in {expansion:.0f} s.",
         "",
-        "Perplexity on a balanced mix of the four domains of group b, over that of each text on its own expert:",
+        "Loss in nats per token by domain, mean over the sets, and the perplexity of a balanced mix over that of each text on its",
+        "own expert; in the last column without math, whose expert is worse than the base on these texts:",
         "",
-        "| model | perplexity | lowest to highest |",
-        "|---|---|---|",
+        "| model | English | Python | French | math | perplexity, four domains | lowest to highest | without math |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, values in perplexities.items():
-        spread = f"{100 * min(values) - 100:+.2f} % to {100 * max(values) - 100:+.2f} %" if len(values) > 1 else ""
-        lines.append(f"| {name_of(name)} | {100 * statistics.mean(values) - 100:+.2f} % | {spread} |")
+    own = [found_losses[name][0][i] for i, name in enumerate(MODELS)]
+    for name, sets in found_losses.items():
+        four = [over(x, own, 4) for x in sets]
+        spread = f"{min(four):+.1f} % to {max(four):+.1f} %" if len(four) > 1 else ""
+        means = " | ".join(f"{statistics.mean(x[d] for x in sets):.3f}" for d in range(4))
+        three = statistics.mean(over(x, own, 3) for x in sets)
+        lines.append(f"| {name_of(name)} | {means} | {statistics.mean(four):+.1f} % | {spread} | {three:+.1f} % |")
     ratio = min(seconds) / min(peer_seconds)
     lines += [
         "",
@@ -300,6 +302,11 @@ def write(
     ]
     put_section(HEADING, lines)
     print("\n".join(lines))
+
+
+def over(losses: Sequence[float], own: Sequence[float], domains: int) -> float:
+    """By how many percent the perplexity on the first domains exceeds that of each text on its own expert."""
+    return 100 * math.expm1(statistics.mean(losses[:domains]) - statistics.mean(own[:domains]))
 
 
 def name_of(mode: str) -> str:
