@@ -58,6 +58,11 @@ class Files:
         info, file, start = self._place(tensor)
         return memoryview(file.map)[start : start + info.nbytes]
 
+    def range(self, tensor: str) -> tuple[int, int, int]:
+        """Where the bytes of `tensor` lie: file descriptor, offset of the first byte, number of bytes."""
+        info, file, start = self._place(tensor)
+        return file.descriptor, start, info.nbytes
+
     def place(self, tensor: str) -> tuple[Path, int, int]:
         """Where the bytes of `tensor` lie: file, offset of the first byte, number of bytes."""
         info, file, start = self._place(tensor)

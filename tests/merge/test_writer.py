@@ -244,7 +244,7 @@ def test_a_source_that_is_rewritten_meanwhile_spoils_no_result(models: list[Path
 def test_a_disk_that_fails_late_is_a_destination_error(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def fail(*args: Any) -> int:
+    def fail(*args: Any, **options: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     plan = planned(recipe_text(models[0], models), tmp_path)
@@ -253,6 +253,7 @@ def test_a_disk_that_fails_late_is_a_destination_error(
     if failing == "os.fsync":
         monkeypatch.setattr("merge.writer.os.fsync", fail)
     else:
+        monkeypatch.setattr("merge.writer.os.copy_file_range", fail)
         calls: list[int] = []
         monkeypatch.setattr(
             "merge.writer.os.write",
@@ -296,6 +297,27 @@ def test_gates_are_rounded_as_torch_rounds(dtype: str) -> None:
     values = torch.cat([values, halves[halves.isfinite()], -halves[halves.isfinite()]])
     expected = values.to(TORCH_DTYPES[dtype])
     assert rounded(values.numpy(), dtype).tobytes() == expected.view(torch.uint8).numpy().tobytes()
+
+
+def test_where_the_kernel_cannot_copy_the_bytes_are_the_same(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    text = recipe_text(models[0], models)
+    merged(text, tmp_path, tmp_path / "out")
+    copied = os.copy_file_range
+    calls: list[int] = []
+    for number, kernel in enumerate(
+        [refuse, lambda *a, **o: calls.append(1) or (0 if len(calls) % 2 else copied(*a, **o))]
+    ):
+        monkeypatch.setattr("merge.writer.os.copy_file_range", kernel)
+        monkeypatch.setattr("merge.writer.COPY_BYTES", 5000)
+        merged(text, tmp_path, tmp_path / f"again-{number}")
+        for path in (tmp_path / "out").iterdir():
+            assert path.read_bytes() == (tmp_path / f"again-{number}" / path.name).read_bytes()
+    assert calls
 
 
 def test_a_merge_of_copies_and_random_gates_never_imports_torch(models: list[Path], tmp_path: Path) -> None:
