@@ -153,7 +153,7 @@ def test_fewer_bits_are_further_from_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "granitemoe"])
-@pytest.mark.parametrize("experts", [2, 3, 16])
+@pytest.mark.parametrize("experts", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4, 8, 16))])
 def test_families_agree_with_transformers(
     family: str, experts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
