@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from bot.cli.options import add_device_option
-from bot.quants import LARGE_PARTS, make_imatrix
 from quants.filetypes import FILE_TYPES
 
 HELP = "make GGUF files of a model's folder, and prove that each of them runs"
@@ -38,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from bot.quants import LARGE_PARTS, make_imatrix
     from merge.errors import UsageError
     from merge.evaluate import checkpoint_expressions
     from merge.progress import progress, say
