@@ -20,8 +20,9 @@ CRASH = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `moerge ARGV` and return its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(arguments)
+    args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
@@ -51,14 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser with the subcommand that `arguments` name, the others left unimported; with all of them otherwise."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="moerge", description="From a YAML recipe to a mixture-of-experts model on the Hugging Face Hub."
     )
     parser.add_argument("--version", action="version", version=f"moerge {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name in COMMANDS:
+    for name in (first,) if first in COMMANDS else COMMANDS:
         module = importlib.import_module(f"bot.cli.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.configure(command)
