@@ -1,4 +1,4 @@
-"""The bytes of a source's tensors on this machine: memory-mapped for copying and for whole weights, read for slices.
+"""The bytes of a source's tensors on this machine: by place for copying, memory-mapped for whole weights, read for slices.
 
 A mapping costs no memory of its own and no copy, but a file that shrinks under it ends the process with a signal where
 numbers are read from it (a `write` from it fails as any other). So slices, which is how a merge does its arithmetic, are read.
