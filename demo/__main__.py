@@ -119,7 +119,8 @@ def transformers_generates(folder: Path) -> tuple[str, list[int]]:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    # llama.cpp keeps activations in float32 over BF16 weights; in bfloat16 transformers would round them layer by layer.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)

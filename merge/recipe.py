@@ -272,7 +272,7 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
                 yield f.NotSupportedYet(document.line((section, index, key)), key=key, hint="")
     for section, key in (
         ("router", "prompts_file"),
-        ("release", "collection"), ("build", "runner"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
+        ("release", "collection"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
         ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
     ):  # fmt: skip
         if getattr(getattr(recipe, section), key) is not None:
