@@ -55,10 +55,10 @@ bench-gates: $(VENV)/.installed
 	$(BIN)/python benchmarks/routing.py
 
 bench-merge: $(VENV)/.installed
-	$(BIN)/python benchmarks/merge_speed.py
+	$(BIN)/python -m benchmarks.merge_speed
 
 bench-gguf: $(VENV)/.installed
-	$(BIN)/python benchmarks/gguf_speed.py
+	$(BIN)/python -m benchmarks.gguf_speed
 
 # Takes docker, podman or buildah, whichever works; without a registry the base image is made with debootstrap.
 image-check: $(VENV)/.installed
