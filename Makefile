@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Everything this project makes outside its sources.
 BUILD := build
 
-.PHONY: demo test test-all lint format docs bench-merge bench-gates bench-gguf image-check clean help
+.PHONY: demo test test-all lint format docs bench-preview bench-merge bench-gates bench-gguf image-check clean help
 
 help:
 	@echo "make demo         one recipe from preview to a published model, on real input, without an account"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     the slow end-to-end tests too"
 	@echo "make lint         ruff, mypy, and the linters of workflows and Dockerfile"
+	@echo "make bench-preview  the six community recipes in one command"
 	@echo "make bench-merge  the merge beside mergekit-moe and cp"
 	@echo "make bench-gates  the gates beside mergekit's"
 	@echo "make bench-gguf   GGUF files beside llama.cpp's converter and quantiser"
@@ -56,6 +57,9 @@ bench-gates: $(VENV)/.installed
 
 bench-merge: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.merge_speed
+
+bench-preview: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.preview_speed
 
 bench-gguf: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gguf_speed
