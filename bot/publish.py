@@ -80,12 +80,11 @@ def publish(
     if report.repo is None:
         raise UsageError(f"{folder}: its recipe names no repository; add release: {{repo: owner/name}}")
     api = HfApi(endpoint=endpoint, token=token)
-    previous = _previous_lock(api, report.repo)
     tag = tag_name(report)
     built = {file.name: file.sha256 for file in (*report.files, *report.gguf_files)}
     # Everything is read and compared before the first byte is sent.
     targets = [
-        _Target(api, repo, files, previous.get(repo, ()), built) for repo, files in _targets(folder, report).items()
+        _Target(api, repo, files, _previous_files(api, repo), built) for repo, files in _targets(folder, report).items()
     ]
     model_commit: str | None = None
     if not dry_run:
@@ -154,8 +153,10 @@ def _targets(folder: Path, report: Report) -> dict[str, dict[str, Path | bytes]]
         repo = gguf_repository(report.repo)
         targets[repo] = quants | {"README.md": folder / GGUF / "README.md"}
         locked[repo] = {file.name: {"sha256": file.sha256, "bytes": file.bytes} for file in report.gguf_files}
-    targets[report.repo] = model | {LOCK: lock_file(report, locked)}
-    return targets
+    targets[report.repo] = model
+    # In both repositories: the model's is the release, the other tells which GGUF files are ours if that never came.
+    lock = lock_file(report, locked)
+    return {repo: files | {LOCK: lock} for repo, files in targets.items()}
 
 
 class _Target:
@@ -166,10 +167,11 @@ class _Target:
         api: HfApi,
         repo: str,
         files: dict[str, Path | bytes],
-        ours: Sequence[str],
+        ours: Sequence[str] | None,
         built: Mapping[str, str],
     ) -> None:
-        """`ours` are the files of the release before; `built` the SHA-256 of each file when it was built."""
+        """`ours` are the files of the release before, None where there was none; `built` has the SHA-256 of each file when
+        it was built. Raises DestinationError where a model that is not ours would be overwritten."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         self.api, self.repo = api, repo
@@ -191,7 +193,13 @@ class _Target:
                 unchanged.append(name)
                 continue
             additions.append(addition)
-        removed = sorted(name for name in ours if name in present and name not in files)
+        # A README.md may be the Hub's own, made with the repository.
+        if ours is None and (foreign := [name for name in changed if name != "README.md"]):
+            raise DestinationError(
+                f"{repo}: holds another model, which moerge did not publish ({foreign[0]} would be overwritten); "
+                "choose another release.repo, or empty that repository"
+            )
+        removed = sorted(name for name in ours or () if name in present and name not in files)
         self.additions = additions
         self.deletions: list[CommitOperationDelete] = [CommitOperationDelete(path_in_repo=name) for name in removed]
         size = sum(addition.upload_info.size for addition in additions)
@@ -251,20 +259,26 @@ def _remote_files(api: HfApi, repo: str) -> tuple[str | None, dict[str, str]]:
     return info.sha, files
 
 
-def _previous_lock(api: HfApi, repo: str) -> dict[str, list[str]]:
-    """By repository, the files that the last release wrote. Empty where there is none."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+def _previous_files(api: HfApi, repo: str) -> list[str] | None:
+    """The files that the release before wrote to `repo`; None where no release of ours is there."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     with _writable(repo, api.endpoint):
         try:
             path = Path(api.hf_hub_download(repo, LOCK))
+        except LocalEntryNotFoundError:  # the Hub did not answer, which says nothing about the file
+            raise
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-            return {}
+            return None
     try:
         if path.stat().st_size > MAX_LOCK:
             raise ValueError("too large")
-        files = json.loads(path.read_bytes())["files"]
-        return {str(name): [str(file) for file in listed] for name, listed in files.items()}
+        return [str(file) for file in json.loads(path.read_bytes())["files"].get(repo, ())]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DestinationError(f"{repo}/{LOCK}: not a lock file of ours; remove or rename it on the Hub") from None
 

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from bot.cli import main
+from bot.hub.faults import Fault
 from bot.hub.server import Server, running
 from bot.publish import publish
 from evals.results import read_report
@@ -130,6 +131,36 @@ def test_what_cannot_be_published_is_one_sentence(out: Path, hub: Server, api: H
     assert not api.repo_exists(REPO)
     with pytest.raises(DestinationError, match="cannot be reached"):
         publish(out, token=hub.token(), endpoint="http://127.0.0.1:9")
+
+
+def test_a_name_that_holds_somebody_s_model_is_not_overwritten(out: Path, hub: Server, api: HfApi) -> None:
+    api.create_repo(REPO)
+    api.upload_file(path_or_fileobj=b"theirs", path_in_repo="model.safetensors", repo_id=REPO)
+    before = api.model_info(REPO).sha
+    with pytest.raises(DestinationError, match="holds another model, which moerge did not publish") as error:
+        publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert error.value.exit_code == 4
+    assert api.model_info(REPO).sha == before
+    assert not api.repo_exists(f"{REPO}-GGUF")  # nothing was begun
+
+
+def test_a_repository_made_beforehand_with_a_readme_is_used(out: Path, hub: Server, api: HfApi) -> None:
+    api.create_repo(REPO)
+    api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md", repo_id=REPO)
+    assert publish(out, token=hub.token(), endpoint=hub.endpoint).changed
+
+
+def test_a_publication_that_broke_between_the_repositories_is_finished_by_the_next(
+    out: Path, hub: Server, api: HfApi
+) -> None:
+    hub.faults = lambda number, request: Fault(status=500) if f"{REPO}/commit" in str(request.url) else None
+    with pytest.raises(DestinationError, match="status 500"):
+        publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert "Tiny-2x1M-Q8_0.gguf" in api.list_repo_files(f"{REPO}-GGUF")
+    assert "model.safetensors" not in api.list_repo_files(REPO)
+    hub.faults = None
+    publication = publish(out, token=hub.token(), endpoint=hub.endpoint)
+    assert [change.is_empty for change in publication.repositories] == [True, False]
 
 
 def test_a_build_that_is_not_whole_is_not_published(out: Path, tmp_path: Path, hub: Server) -> None:
