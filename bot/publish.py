@@ -301,6 +301,9 @@ def _writable(repo: str, endpoint: str) -> Iterator[None]:
 
     try:
         yield
+    # LocalEntryNotFoundError, the client's word for a Hub that did not answer, is an EntryNotFoundError too.
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise DestinationError(f"{repo}: {endpoint} cannot be reached ({type(error).__name__})") from None
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
         if _status(error) == 401:
             raise DestinationError(f"{repo}: the Hub does not know the token; check HF_TOKEN") from None
@@ -318,7 +321,7 @@ def _writable(repo: str, endpoint: str) -> Iterator[None]:
         raise DestinationError(
             f"{repo}: {sentences.get(status or 0, f'the Hub answered with status {status}')}"
         ) from None
-    except (httpx2.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except httpx2.HTTPError as error:  # the base of the Hub's own errors above, so it comes last
         raise DestinationError(f"{repo}: {endpoint} cannot be reached ({type(error).__name__})") from None
 
 
