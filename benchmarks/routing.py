@@ -38,7 +38,8 @@ from merge.gates import ExpertPrompts, load_tokenizer, random_gates
 from merge.gates.expansion import expand, with_samples
 from merge.gates.prompts import tokenize
 from merge.gates.routed import DTYPE, batched, calibrate_discriminant, router_inputs
-from merge.plan import MergePlan, build_plan
+from merge.plan import MergePlan
+from merge.planner import build_plan
 from merge.recipe import parse_recipe
 from merge.sources import Sources
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from merge import findings as f
 from merge.errors import RecipeError, SourcesUnavailable
-from merge.plan import MergePlan, Parameters, build_plan
+from merge.plan import MergePlan, Parameters
+from merge.planner import build_plan
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
 from merge.reference import parse_reference
 from merge.sources import LocalNotAllowedError, Sources

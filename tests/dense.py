@@ -10,7 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from merge.plan import MergePlan, build_plan
+from merge.plan import MergePlan
+from merge.planner import build_plan
 from merge.recipe import LoadedRecipe, parse_recipe
 from merge.sources import Sources
 from tests.quants import tiny

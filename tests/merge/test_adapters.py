@@ -268,7 +268,7 @@ def test_a_base_model_with_an_adapter_is_refused(base: Path, tmp_path: Path) -> 
 
 
 def test_an_adapter_trained_on_another_model_is_a_notice(tmp_path: Path) -> None:
-    from merge.plan import build_plan
+    from merge.planner import build_plan
     from merge.sources import Sources
     from tests.dense import loaded_recipe
 
