@@ -13,19 +13,10 @@ from typing import TYPE_CHECKING
 from bot.gates import gate_findings, gates_key_of, make_gates, routing_of, written_in
 from bot.preview import plan_recipe
 from bot.quants import LARGE_PARTS, SMALL_PARTS, make_imatrix, measure_quants, quant_of, quantised
+from bot.report import planned_report, said
 from bot.state import State, locked, stage_key
 from cards.render import write_cards
-from evals.results import (
-    REPORT,
-    ExpertUsed,
-    FileMade,
-    FindingSaid,
-    QuantFailed,
-    QuantMade,
-    QuantsMeasured,
-    Report,
-    SourceUsed,
-)
+from evals.results import REPORT, FileMade, QuantFailed, QuantMade, QuantsMeasured, Report
 from merge import __version__
 from merge import findings as f
 from merge.checkpoint import Checkpoint
@@ -153,18 +144,18 @@ class _Build:
             broken = broken_tensors(tensors, evaluator, shown.advance)
         if broken:
             made_of = {tensor.name: tensor.expr for tensor in self.plan.tensors}
-            said = []
+            named = []
             for tensor in broken[:SAID]:
                 origins = {
                     f"{read.tensor} of {self.plan.sources[read.source].name}": None
                     for read in reads(made_of[tensor.name])
                 }
-                said.append(
+                named.append(
                     f"{tensor.name} ({tensor.broken} of {tensor.elements}; from {', '.join(origins) or 'the gates'})"
                 )
             more = f"; and {len(broken) - SAID} tensors more" if len(broken) > SAID else ""
             raise SourceError(
-                f"weights that are NaN or infinite: {'; '.join(said)}{more}; no model can be made of them"
+                f"weights that are NaN or infinite: {'; '.join(named)}{more}; no model can be made of them"
             )
         self.state.finish("weights", key, [], {})
 
@@ -256,57 +247,13 @@ class _Build:
         ]
 
     def report(self, gates: Path, files: tuple[FileMade, ...], quants: tuple[QuantMade, ...]) -> Report:
-        recipe, plan = self.loaded.recipe, self.plan
         seconds = {
             stage: (self.state.result(stage, key) or {}).get("seconds", 0.0)
             for stage, key in (("gates", self.gates_key), ("merge", self.merge_key))
         }
-        return Report(
-            name=plan.name,
-            repo=recipe.release.repo,
-            family=plan.family,
-            family_title=plan.family_title,
-            moerge_version=__version__,
-            recipe_text=self.loaded.text,
-            recipe_identity=recipe.identity(),
-            gate_mode=plan.gate_mode,
-            gates_key=self.gates_key,
-            dtype=plan.config["torch_dtype"],
-            parameters=asdict(plan.parameters),
-            experts_per_token=plan.config["num_experts_per_tok"],
-            context_length=plan.config["max_position_embeddings"],
-            license=plan.license,
-            license_name=recipe.release.license_name,
-            license_link=recipe.release.license_link,
-            language=recipe.release.language,
-            tags=recipe.release.tags,
-            title=recipe.card.title,
-            description=recipe.card.description,
-            private=recipe.release.private,
-            version=recipe.release.version,
-            base=plan.sources[plan.base].name,
-            sources=tuple(
-                SourceUsed(
-                    name=source.name,
-                    commit=source.commit,
-                    fingerprint=source.fingerprint,
-                    license=source.license,
-                    tensors=len(source.tensors or {}),
-                    unused_tensors=plan.unused[key],
-                )
-                for key, source in plan.sources.items()
-            ),
-            experts=tuple(
-                ExpertUsed(
-                    source=plan.sources[key].name,
-                    role=expert.role,
-                    positive_prompts=expert.positive_prompts,
-                    negative_prompts=expert.negative_prompts,
-                    noise_scale=expert.noise_scale,
-                    residual_scale=expert.residual_scale,
-                )
-                for key, expert in zip(plan.experts, recipe.experts, strict=True)
-            ),
+        found = (*self.plan.findings, *gate_findings(self.loaded, self.plan, gates), *self.findings_made())
+        return replace(
+            planned_report(self.loaded, self.plan, self.gates_key),
             files=files,
             quants=quants,
             failed_quants=tuple(self.failed_quants),
@@ -314,14 +261,7 @@ class _Build:
             quants_measured=self.quants_measured,
             routing=routing_of(gates),
             written_prompts=written_in(gates),
-            findings=tuple(
-                FindingSaid(finding.id, finding.level, finding.text, finding.line)
-                for finding in (
-                    *plan.findings,
-                    *gate_findings(self.loaded, plan, gates),
-                    *self.findings_made(),
-                )
-            ),
+            findings=tuple(map(said, found)),
             seconds=seconds,
         )
 

@@ -116,6 +116,17 @@ class FindingSaid:
 
 
 @dataclass(frozen=True)
+class CardText:
+    """What the recipe says about its card: an image beside it, its author's own sections (a text fills a section, false
+    leaves it out, true puts it in), those that come first, and a word about who pays."""
+
+    image: str | None = None
+    sections: dict[str, str | bool] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+    sponsor: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one build."""
 
@@ -153,6 +164,12 @@ class Report:
     failed_quants: tuple[QuantFailed, ...] = ()
     imatrix: FileMade | None = None
     quants_measured: QuantsMeasured | None = None
+    why_family: str = ""
+    license_stated: bool = False
+    # Numbers of config.json: layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary.
+    shape: dict[str, int] = field(default_factory=dict)
+    shared_experts: int = 0
+    card: CardText = CardText()
 
     @property
     def gguf_files(self) -> tuple[FileMade, ...]:

@@ -134,9 +134,16 @@ class Card(_Section):
 
     title: Line | None = None
     description: Markdown | None = None
-    image: Line | None = None
-    sections: dict[str, Markdown | bool] | None = None
-    sponsor: Markdown | None = None
+    image: Line | None = Field(None, description="a PNG, JPEG, GIF or WebP file beside the recipe")
+    sections: dict[Line, Markdown | bool] | None = Field(
+        None,
+        max_length=50,
+        description="by section: false leaves it out, true puts it in, a text fills it; a new name is a new section",
+    )
+    order: Annotated[tuple[Line, ...], _LIST] | None = Field(
+        None, max_length=50, description="the sections that come first, in this order"
+    )
+    sponsor: Markdown | None = Field(None, description="a word about who made the model possible")
 
 
 class Evals(_Section):
