@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from bot import summary
 from bot.builds import build_all, release_json, say_bug
@@ -18,8 +19,9 @@ from bot.changes import Change, RecipeFile, all_recipes, changes_between
 from bot.events import Comparison, compare
 from bot.git import Repository
 from bot.inputs import OUTPUTS, Settings, read_settings, tokens
-from bot.matrix import JOBS, is_buildable, matrix, plan_entries
+from bot.matrix import JOBS, by_urgency, clashes, errors_of, is_buildable, matrix, plan_entries
 from bot.preview import Preview, plan_recipe, preview_of
+from bot.runners import runner_findings
 from bot.workflow_commands import Annotations, Summary, mask, untrusted, write_output
 from merge import findings as f
 from merge.errors import DestinationError, MoergeError, RecipeError, SourceError
@@ -103,27 +105,32 @@ class Action:
 
     def _plan(self, changes: Sequence[Change]) -> None:
         trusted = not self.settings.event.is_pull_request
+        changes = by_urgency(changes)
         entries = plan_entries(changes, self.settings.runner, trusted=trusted)
         self._output("matrix", json.dumps(matrix(entries)))
         over = sum(entry["build"] for entry in entries) - JOBS
         if self.settings.command == "plan":
             for start in range(0, len(changes), 500):
                 part = slice(start, start + 500)
-                self.summary.add(summary.plan_section(changes[part], [entry["runner"] for entry in entries[part]]))
+                self.summary.add(summary.plan_section(changes[part], [_place(entry) for entry in entries[part]]))
             if over > 0:
+                left = [entry["recipe"] for entry in entries if entry["build"]][JOBS:]
                 self.annotations.add(
                     "warning",
-                    f"{over} recipes are not in the matrix, which GitHub limits to {JOBS}; "
-                    "run the workflow by hand for them, with globs in `recipes`",
+                    f"{over} recipes are not in the matrix, which GitHub limits to {JOBS}: those asked for and changed "
+                    "come before the new ones. Run the workflow by hand for the rest, with these `recipes`:\n"
+                    + "\n".join(left),
                 )
+                self.summary.add(summary.left_out(left, JOBS))
         with untrusted():
             for change in changes:
                 print(f"{change.path}: {change.kind}: {change.why}", flush=True)
 
     def _say_broken(self, chosen: Sequence[Change]) -> None:
+        clashing = clashes(by_urgency(chosen))
         for change in chosen:
-            if change.file is not None and change.file.error is not None:
-                self._say_findings(change.path, change.file.error.findings)
+            if found := (*errors_of(change), *clashing.get(change.path, ())):
+                self._say_findings(change.path, found)
                 self.codes.add(RECIPE_ERROR)
 
     # ------------------------------------------------------------------------------------------------------------ previews
@@ -147,7 +154,8 @@ class Action:
         try:
             if file.loaded is None:
                 raise file.error or RecipeError((), file.path)
-            return preview_of(plan_recipe(file.loaded, self.settings.sources(file.path)), file.path)
+            plan = plan_recipe(file.loaded, self.settings.sources(file.path))
+            return preview_of(plan, file.path, runner_findings(file.loaded))
         except RecipeError as error:
             failed = any(isinstance(finding, f.SourceUnavailable) for finding in error.findings)
             return Preview(
@@ -214,6 +222,12 @@ def _save(previews: Sequence[Preview], out: Path) -> Path:
     except OSError as error:
         raise DestinationError(f"{path}: {error.strerror}; input `out` must name a folder") from None
     return path
+
+
+def _place(entry: Mapping[str, Any]) -> str | None:
+    """Where a recipe is built, for a reader."""
+    runner = entry["runner"]
+    return entry["job"] or (", ".join(runner) if isinstance(runner, list) else runner)
 
 
 def _title(command: str, count: int) -> str:

@@ -50,7 +50,7 @@ INPUTS = {
 
 OUTPUTS = {
     "changed": "JSON list of the paths of the recipes that are to be built; `[]` when there is nothing to do.",
-    "matrix": 'GitHub matrix of the recipes to build: {"include": [{"recipe", "name", "runner"}]}, at most 256 of them.',
+    "matrix": 'GitHub matrix of the recipes to build: {"include": [{"recipe", "name", "runner", "repo", "gpu", "job"}]}, the 256 most urgent.',
     "previews": "Path of a JSON file, relative to the workspace, with one object per previewed recipe.",
     "errors": "Number of errors found in recipes and builds.",
     "warnings": "Number of warnings found in recipes.",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bot.runners import runner_findings
 from merge import findings as f
 from merge.errors import RecipeError, SourcesUnavailable
 from merge.plan import MergePlan, Parameters
@@ -96,11 +97,11 @@ def preview_recipe(path: Path, sources: Sources | None = None, **options: Any) -
         plan = plan_recipe(loaded, sources or Sources(path.parent, **options))
     except RecipeError as error:
         return _failed(path, error.findings, source_failed=isinstance(error, SourcesUnavailable))
-    return preview_of(plan, str(path))
+    return preview_of(plan, str(path), runner_findings(loaded))
 
 
-def preview_of(plan: MergePlan, path: str) -> Preview:
-    """The preview of a plan that has been made."""
+def preview_of(plan: MergePlan, path: str, more: Sequence[f.Finding] = ()) -> Preview:
+    """The preview of a plan that has been made, with what else was found in its recipe."""
     gguf = gguf_sizes(plan, plan.quants)
     disk = plan.download_bytes + plan.checkpoint_bytes + sum(gguf.values())
     has_weights = all(source.why_no_headers is None for source in plan.sources.values())
@@ -114,7 +115,7 @@ def preview_of(plan: MergePlan, path: str) -> Preview:
         download_bytes=plan.download_bytes if has_weights else None,
         build_disk_bytes=disk if has_weights else None,
         license=plan.license,
-        findings=(*plan.findings, *_hints(plan)),
+        findings=(*plan.findings, *more, *_hints(plan)),
         plan=plan,
     )
 

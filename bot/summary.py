@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEVELS = (f.ERROR, f.WARNING, f.NOTICE)
 # Findings of one recipe in the summary; the annotations, the log and previews.json have the rest.
 FINDINGS_SHOWN = 50
+LEFT_OUT_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ def plan_section(changes: Sequence[Change], runners: Sequence[str | None]) -> st
         built = code(runner) if runner else "*broken*" if change.to_build else "not built"
         lines.append(f"| {code(change.path)} | {change.kind} | {escape(change.why)} | {built} |")
     return "\n".join(lines)
+
+
+def left_out(paths: Sequence[str], jobs: int) -> str:
+    """Recipes that had no room in the matrix."""
+    shown = [f"- {code(path)}" for path in paths[:LEFT_OUT_SHOWN]]
+    if len(paths) > LEFT_OUT_SHOWN:
+        shown.append(f"- and {len(paths) - LEFT_OUT_SHOWN} more")
+    said = f"**{len(paths)} recipes are left for another run**, since a matrix has at most {jobs} jobs:"
+    return "\n".join([said, "", *shown])
 
 
 def quiet_section(changes: Iterable[Change]) -> str | None:

@@ -1,6 +1,7 @@
 """Everything moerge says about a recipe, as data: one class a statement, in a module by what it is about."""
 
 from merge.findings.base import ERROR, NOTICE, WARNING, Finding, all_findings, documentation, printable
+from merge.findings.building import *  # noqa: F403
 from merge.findings.keys import *  # noqa: F403
 from merge.findings.result import *  # noqa: F403
 from merge.findings.routing import *  # noqa: F403

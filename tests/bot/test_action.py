@@ -164,9 +164,10 @@ def test_plan_emits_a_matrix_and_leaves_the_broken_out(recipes: Recipes) -> None
     after = recipes.commit(**files)
     step = run_step(recipes.folder, "push", push(before, after), after, command="plan", runner="gpu-small")
     assert step.code == 1  # what is broken is not silently left out
+    same = {"repo": "", "gpu": True, "job": ""}
     assert json.loads(step.outputs["matrix"]) == {"include": [
-        {"recipe": "recipes/a.yaml", "name": "a", "runner": "gpu"},
-        {"recipe": "recipes/b.yaml", "name": "b", "runner": "gpu-small"},
+        {"recipe": "recipes/a.yaml", "name": "a", "runner": "gpu", **same},
+        {"recipe": "recipes/b.yaml", "name": "b", "runner": "gpu-small", **same},
     ]}  # fmt: skip
     assert step.outputs["previews"] == "" and not (recipes.folder / "moerge-out").exists()
 
