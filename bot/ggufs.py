@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.quants import LARGE_PARTS, SMALL_PARTS, make_imatrix, measure_quants, quant_of, quantised
+from bot.quants import LARGE_PARTS, SMALL_PARTS, make_imatrix, measure_quants, open_model, quant_of, quantised
 from bot.state import stage_key
 from bot.work import Work
 from evals.results import FileMade, QuantFailed, QuantMade, QuantsMeasured
@@ -49,7 +49,7 @@ def gguf_files(work: Work) -> GgufMade:
     failed: list[QuantFailed] = []
     for names in [[name] for name in missing] if limited else [missing] if missing else []:
         max_bytes = SMALL_PARTS if limited else LARGE_PARTS
-        for made in quantised(work.model, folder, plan.name, names, info, imatrix, max_bytes):
+        for made in quantised(open_model(work.model), folder, plan.name, names, info, imatrix, max_bytes):
             if isinstance(made, QuantFailed):
                 say(f"{made.type} is not part of the release: {made.reason}")
                 failed.append(made)
@@ -68,7 +68,7 @@ def _imatrix(work: Work) -> tuple[Path, FileMade, dict[int, list[int]]]:
     key = stage_key("imatrix", work.merge_key, prompts, __version__)
     result = work.state.result("imatrix", key)
     if result is None:
-        result = make_imatrix(work.model, path, prompts, work.on_device)
+        result = make_imatrix(open_model(work.model), path, prompts, work.on_device)
         work.state.finish("imatrix", key, [path], result)
     unreached = {int(expert): layers for expert, layers in result["unreached"].items()}
     return path, FileMade(**result["file"]), unreached
@@ -84,7 +84,7 @@ def _measured(work: Work, quants: tuple[QuantMade, ...]) -> tuple[tuple[QuantMad
     key = stage_key("quality", work.merge_key, [file for quant in wanted for file in quant.files], __version__)
     result = work.state.result("quality", key)
     if result is None:
-        result = measure_quants(work.model, work.gguf, wanted, work.on_device)
+        result = measure_quants(open_model(work.model), work.gguf, wanted, work.on_device)
         work.state.finish("quality", key, [], result)
     measured = QuantsMeasured(result["perplexity"], result["tokens"])
     return tuple(replace(quant, **result["quants"].get(quant.type, {})) for quant in quants), measured

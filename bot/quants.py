@@ -1,26 +1,70 @@
-"""The GGUF stages of a build: importance matrix, files, and what quantising did to the model."""
+"""The GGUF stages of a build: importance matrix, files, and what quantising did to the model.
+
+All of them take an `OpenModel`: a merged checkpoint, or a plan over its sources and gates, which needs no checkpoint.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.results import FileMade, QuantFailed, QuantMade
-from merge.expr import elements
+from merge.checkpoint import Checkpoint
+from merge.expr import Expr, elements
 from merge.files import file_sha256, writing
+from merge.plan import MergePlan
 from merge.progress import progress
 
 if TYPE_CHECKING:
     from evals.quality import Weights
+    from merge.evaluate import Evaluator
+    from quants.build import QuantFile
     from quants.metadata import ModelInfo
 
 # The largest file: what the Hub still takes and people still download, and what a small disk still holds beside the source.
 LARGE_PARTS, SMALL_PARTS = 50_000_000_000, 2_000_000_000
 # Tokens of a piece of calibration text.
 CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model whose weights can be had: its config.json, its tensors under their names on the Hub, and what evaluates them.
+    `folder` has its tokenizer and config.json, and perhaps nothing else."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Expr]
+    evaluator: Evaluator
+    folder: Path
+
+
+def open_model(folder: Path) -> OpenModel:
+    """The checkpoint in `folder`. Raises SourceError."""
+    from merge.evaluate import checkpoint_expressions
+
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    return OpenModel(config, tensors, evaluator, folder)
+
+
+def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, folder: Path) -> OpenModel:
+    """The model that a plan describes, over its sources on this machine and the gates in the file `gates`.
+
+    Writes the small files of its checkpoint, config.json and tokenizer, into `folder`; its weights are read where they are.
+    Raises SourceError or DestinationError.
+    """
+    from merge.evaluate import Evaluator
+    from merge.gates.store import load_gates
+    from merge.source_files import open_files
+    from merge.writer import write_described
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_described(plan, local[plan.base], folder)
+    tensors = {tensor.name: tensor.expr for tensor in plan.tensors}
+    return OpenModel(plan.config, tensors, Evaluator(open_files(local), load_gates(gates)), folder)
 
 
 def quant_of(result: Mapping[str, Any]) -> QuantMade:
@@ -36,76 +80,74 @@ def quant_of(result: Mapping[str, Any]) -> QuantMade:
 
 
 def quantised(
-    model: Path,
+    model: OpenModel,
     folder: Path,
     name: str,
     types: list[str],
     info: ModelInfo,
     imatrix: Path | None,
     max_bytes: int | None,
+    threads: int | None = None,
 ) -> list[QuantMade | QuantFailed]:
     """Make and prove GGUF files. They get their place in `folder` only when all of them are proven, or failed to be."""
-    from merge.evaluate import checkpoint_expressions
     from quants.build import data_bytes, quantize
     from quants.imatrix import load_imatrix
     from quants.layout import gguf_layout
-    from quants.proof import PROMPT
 
-    tensors, config, evaluator = checkpoint_expressions(model)
-    weights = sum(elements(x) for x in tensors.values())
-    partial = folder.with_name(folder.name + ".partial")
+    weights = sum(elements(x) for x in model.tensors.values())
+    partial = folder / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     matrix = load_imatrix(imatrix) if imatrix else None
-    total = data_bytes(gguf_layout(config, tensors), types, matrix is not None)
-    with progress(f"gguf ({', '.join(types)})", total) as shown:
-        files = quantize(
-            config, tensors, evaluator, model, partial, name, types, info,
-            progress=shown.advance, imatrix=matrix, max_bytes=max_bytes,
-        )  # fmt: skip
-    made: list[QuantMade | QuantFailed] = []
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
-        for file in files:
-            if file.failure or file.proof is None:
-                made.append(QuantFailed(file.file_type, file.failure or "it was not proven"))
-                continue
-            for part in file.parts:
-                part.path.rename(folder / part.path.name)
-            parts = [FileMade(part.path.name, part.bytes, part.sha256) for part in file.parts]
-            made.append(
-                QuantMade(
-                    file=parts[0],
-                    further_files=tuple(parts[1:]),
-                    type=file.file_type,
-                    bits_per_weight=8 * file.bytes / weights,
-                    seconds=file.seconds,
-                    proof=file.proof.kind,
-                    prompt=PROMPT,
-                    sample=file.proof.generation.text,
-                    sample_tokens=tuple(file.proof.generation.tokens),
-                )
-            )
-        shutil.rmtree(partial)
-    return made
+    total = data_bytes(gguf_layout(model.config, model.tensors), types, matrix is not None)
+    try:
+        with progress(f"gguf ({', '.join(types)})", total) as shown:
+            files = quantize(
+                model.config, model.tensors, model.evaluator, model.folder, partial, name, types, info,
+                progress=shown.advance, imatrix=matrix, max_bytes=max_bytes, threads=threads,
+            )  # fmt: skip
+        with writing(folder):
+            return [_accepted(file, folder, weights) for file in files]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def make_imatrix(model: Path, out: Path, prompts: Sequence[str], device: str) -> dict[str, Any]:
-    """Measure the importance matrix of the checkpoint in `model` into the file `out`.
+def _accepted(file: QuantFile, folder: Path, weights: int) -> QuantMade | QuantFailed:
+    """A proven file in its place in `folder`; of one that is not, the reason. `weights` is the number of the model's."""
+    from quants.proof import PROMPT
+
+    if file.failure or file.proof is None:
+        return QuantFailed(file.file_type, file.failure or "it was not proven")
+    for part in file.parts:
+        part.path.rename(folder / part.path.name)
+    parts = [FileMade(part.path.name, part.bytes, part.sha256) for part in file.parts]
+    return QuantMade(
+        file=parts[0],
+        further_files=tuple(parts[1:]),
+        type=file.file_type,
+        bits_per_weight=8 * file.bytes / weights,
+        seconds=file.seconds,
+        proof=file.proof.kind,
+        prompt=PROMPT,
+        sample=file.proof.generation.text,
+        sample_tokens=tuple(file.proof.generation.tokens),
+    )
+
+
+def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: str) -> dict[str, Any]:
+    """Measure the importance matrix of `model` into the file `out`.
 
     Returns what the state keeps: the file, and by expert the layers in which no token reached it.
     """
     from evals.quality import pieces, text_ids
-    from merge.evaluate import checkpoint_expressions
     from merge.forward import StreamedModel
     from quants.imatrix import CALIBRATION, collect, save_imatrix
     from quants.layout import gguf_layout
 
-    tensors, config, evaluator = checkpoint_expressions(model)
     text = "\n\n".join((CALIBRATION.read_text(encoding="utf-8"), *prompts))
-    batches = pieces(text_ids(model, text), CHUNK)
-    streamed = StreamedModel(config, tensors, evaluator, device=device)
+    batches = pieces(text_ids(model.folder, text), CHUNK)
+    streamed = StreamedModel(model.config, model.tensors, model.evaluator, device=device)
     with progress("importance matrix", streamed.num_layers, unit="layer") as shown:
-        matrix = collect(streamed, gguf_layout(config, tensors), batches, [CALIBRATION.name], shown.advance)
+        matrix = collect(streamed, gguf_layout(model.config, model.tensors), batches, [CALIBRATION.name], shown.advance)
     unreached: dict[int, list[int]] = {}
     for layer, experts in matrix.dead_experts().items():
         for expert in experts:
@@ -116,24 +158,22 @@ def make_imatrix(model: Path, out: Path, prompts: Sequence[str], device: str) ->
     return {"file": asdict(FileMade(out.name, out.stat().st_size, file_sha256(out))), "unreached": unreached}
 
 
-def measure_quants(model: Path, folder: Path, quants: Sequence[QuantMade], device: str) -> dict[str, Any]:
-    """The quants in `folder` against the checkpoint in `model`: figures by type, as the state keeps them."""
+def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], device: str) -> dict[str, Any]:
+    """The quants in `folder` against the `model` they were made of: figures by type, as the state keeps them."""
     from evals.quality import TEXT, measure, pieces, text_ids
-    from merge.evaluate import checkpoint_expressions
     from quants.dequantised import dequantised
     from quants.layout import gguf_layout
 
-    tensors, config, evaluator = checkpoint_expressions(model)
-    layout = gguf_layout(config, tensors)
+    layout = gguf_layout(model.config, model.tensors)
 
     def opened(quant: QuantMade) -> Callable[[], Weights]:
         paths = [folder / file.name for file in quant.files]
-        return lambda: dequantised(paths, layout, tensors)
+        return lambda: dequantised(paths, layout, model.tensors)
 
-    batches = pieces(text_ids(model, TEXT.read_text(encoding="utf-8")))
+    batches = pieces(text_ids(model.folder, TEXT.read_text(encoding="utf-8")))
     with progress("quality of the quants", 1 + len(quants), unit="model") as shown:
         found = measure(
-            config, (tensors, evaluator), {quant.type: opened(quant) for quant in quants}, batches,
+            model.config, (model.tensors, model.evaluator), {quant.type: opened(quant) for quant in quants}, batches,
             device=device, progress=shown.advance,
         )  # fmt: skip
     return {

@@ -67,6 +67,7 @@ class MergePlan:
     gate_mode: str
     # Each expert writes text from its own short prompts, which takes all of it.
     experts_write: bool = False
+    why_no_gguf: str | None = None
 
     @property
     def checkpoint_bytes(self) -> int:

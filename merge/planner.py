@@ -101,6 +101,7 @@ class _Planner:
             quants=() if why_no_gguf else self.recipe.release.quants,
             gate_mode=self.recipe.gate_mode,
             experts_write=experts_write,
+            why_no_gguf=why_no_gguf,
         )
 
     # ------------------------------------------------------------------------------------------------------- findings

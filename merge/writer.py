@@ -239,10 +239,18 @@ def _write_small_files(plan: MergePlan, base: Checkpoint, partial: Path, shard_b
         weight_map = {t.name: shard_name(n, len(shards)) for n, shard in enumerate(shards, 1) for t in shard}
         index = {"metadata": {"total_size": plan.checkpoint_bytes}, "weight_map": weight_map}
         write_atomically(partial / INDEX, _json(index))
+    write_described(plan, base, partial)
+
+
+def write_described(plan: MergePlan, base: Checkpoint, folder: Path) -> None:
+    """Write all of a checkpoint but its weights into `folder`: config.json, tokenizer, and what else the base brings along.
+
+    Raises SourceError where a file of `base`, the plan's base on this machine, cannot be read.
+    """
     assert base.folder is not None
     for companion in plan.companions:
-        _copy_companion(base.folder / companion, partial / companion)
-    write_atomically(partial / "config.json", _json(dict(plan.config)))
+        _copy_companion(base.folder / companion, folder / companion)
+    write_atomically(folder / "config.json", _json(dict(plan.config)))
 
 
 def _copy_companion(source: Path, target: Path) -> None:
