@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from bot.git import Blob, Repository
+from bot.git import Blob, Commits, Repository
 from bot.globs import matcher
 from merge import yaml_file
 from merge.errors import RecipeError, UsageError
@@ -45,12 +45,14 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one recipe, and in words why it is built or not. `file` is None for a deleted one."""
+    """What happened to one recipe, and in words why it is built or not. `file` is None for a deleted one; `old` is what it
+    was before, where it is known."""
 
     path: str
     kind: str
     why: str
     file: RecipeFile | None
+    old: RecipeFile | None = None
 
     @property
     def to_build(self) -> bool:
@@ -83,46 +85,48 @@ def read_recipe(raw: bytes, path: str, folder: Path) -> RecipeFile:
     return RecipeFile(path, raw, loaded.recipe.identity(), loaded, None)
 
 
-def recipes_at(repository: Repository, commit: str, globs: Sequence[str]) -> dict[str, Blob]:
+def recipes_at(repository: Commits, commit: str, globs: Sequence[str]) -> dict[str, Blob]:
     """The files of a commit that the globs match, by path. Whether they are recipes, only their content tells."""
     matches = matcher(globs)
     return {path: blob for path, blob in repository.files(commit).items() if matches(path)}
 
 
-def all_recipes(repository: Repository, head: str, globs: Sequence[str], why: str) -> list[Change]:
+def all_recipes(repository: Commits, head: str, globs: Sequence[str], why: str) -> list[Change]:
     """Every recipe of a commit, each to be built."""
-    return [
-        Change(path, ASKED, why, file)
-        for path, blob in sorted(recipes_at(repository, head, globs).items())
-        if (file := _read(repository, path, blob))
-    ]
+    files = _read(repository, recipes_at(repository, head, globs))
+    return [Change(path, ASKED, why, file) for path, file in sorted(files.items())]
 
 
-def changes_between(repository: Repository, base: str, head: str, globs: Sequence[str]) -> list[Change]:
+def changes_between(repository: Commits, base: str, head: str, globs: Sequence[str]) -> list[Change]:
     """What happened to each recipe between two commits; files that did not change are left out."""
     before, after = recipes_at(repository, base, globs), recipes_at(repository, head, globs)
-    gone = [
-        file
-        for path, blob in before.items()
-        if (path not in after or not _read(repository, path, after[path])) and (file := _read(repository, path, blob))
-    ]
+    new = _read(repository, {path: blob for path, blob in after.items() if before.get(path) != blob})
+    old = _read(repository, {path: blob for path, blob in before.items() if after.get(path) != blob})
+    gone = [file for path, file in old.items() if path not in new]
     found: list[Change] = []
-    for path, blob in after.items():
-        same_bytes = path in before and before[path].oid == blob.oid
-        file = _read(repository, path, blob)
-        if file is None:
-            continue
-        old = _read(repository, path, before[path]) if path in before else None
-        if old is None and (old := next((other for other in gone if other.identity == file.identity), None)):
-            gone.remove(old)
-        if old is None:
+    for path, file in new.items():
+        was = old.get(path)
+        if was is None and (was := next((other for other in gone if other.identity == file.identity), None)):
+            gone.remove(was)
+        if was is None:
             found.append(Change(path, ADDED, "the recipe is new", file))
-        elif not same_bytes or _local_paths(file):
-            change = _compared(old, file, _changed_folder(repository, base, head, old, file))
-            if change.kind != UNCHANGED or not same_bytes:
-                found.append(change)
-    found += [Change(file.path, DELETED, _GONE, None) for file in gone]
+        else:
+            found.append(_compared(was, file, _changed_folder(repository, base, head, was, file)))
+    found += [Change(file.path, DELETED, _GONE, None, file) for file in gone]
+    if _others_changed(repository, base, head, {*new, *old}):
+        # A recipe whose own bytes are the same may name a model folder or a prompts file that is another now.
+        for file in _read(
+            repository, {path: blob for path, blob in after.items() if before.get(path) == blob}
+        ).values():
+            change = _compared(file, file, _changed_folder(repository, base, head, file, file))
+            found += [change] if change.to_build else []
     return sorted(found, key=lambda change: change.path)
+
+
+def _others_changed(repository: Commits, base: str, head: str, recipes: set[str]) -> bool:
+    """Whether files changed that are no recipes."""
+    before, after = repository.files(base), repository.files(head)
+    return any(path not in recipes for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
 
 def recipes_below(paths: Sequence[Path]) -> list[Path]:
@@ -144,17 +148,17 @@ def changed_on_disk(path: Path, base: str, *, shown: str) -> Change:
     if commit is None:
         raise UsageError(f"{base}: no such commit in the repository of {path}; fetch it first")
     blob = repository.files(commit).get(path.name)
-    old = _read(repository, path.name, blob) if blob else None
+    old = _read(repository, {path.name: blob}).get(path.name) if blob else None
     if not path.is_file():
         if old is None:
             raise UsageError(f"{path}: no such recipe, neither now nor at {base}")
-        return Change(shown, DELETED, _GONE, None)
+        return Change(shown, DELETED, _GONE, None, old)
     new = read_recipe(_on_disk(path), path.name, repository.folder)
     if old is None:
         return Change(shown, ADDED, "the recipe is new", new)
     moved = next((name for name in _local_paths(new) if repository.differs(commit, name)), None)
     change = _compared(old, new, moved)
-    return Change(shown, change.kind, change.why, new)
+    return Change(shown, change.kind, change.why, new, old)
 
 
 _SAME = "the recipe says the same as before"
@@ -166,25 +170,26 @@ def _on_disk(path: Path) -> bytes:
         return file.read(yaml_file.MAX_BYTES + 1)
 
 
-def _read(repository: Repository, path: str, blob: Blob) -> RecipeFile | None:
-    """The recipe in a file of a commit; None where the file is no recipe."""
-    raw = repository.read(blob, yaml_file.MAX_BYTES + 1)
-    return read_recipe(raw, path, repository.folder) if is_recipe(raw) else None
+def _read(repository: Commits, blobs: Mapping[str, Blob]) -> dict[str, RecipeFile]:
+    """By path the recipes among files of a commit."""
+    raw = repository.read_all(blobs.values(), yaml_file.MAX_BYTES + 1)
+    texts = {path: raw[blob.oid] for path, blob in blobs.items()}
+    return {path: read_recipe(text, path, repository.folder) for path, text in texts.items() if is_recipe(text)}
 
 
 def _compared(old: RecipeFile, new: RecipeFile, moved: str | None) -> Change:
     """What two states of a recipe mean; `moved` is something in the repository that it names and that changed."""
     if old.identity != new.identity:
         why = "it can be read now" if old.error and not new.error else "the recipe says something else"
-        return Change(new.path, CHANGED, why, new)
+        return Change(new.path, CHANGED, why, new, old)
     if moved:
-        return Change(new.path, CHANGED, f"what it names in this repository changed: {moved}", new)
+        return Change(new.path, CHANGED, f"what it names in this repository changed: {moved}", new, old)
     if old.path != new.path:
-        return Change(new.path, RENAMED, f"it was {old.path} and says the same", new)
-    return Change(new.path, UNCHANGED, _SAME, new)
+        return Change(new.path, RENAMED, f"it was {old.path} and says the same", new, old)
+    return Change(new.path, UNCHANGED, _SAME, new, old)
 
 
-def _changed_folder(repository: Repository, base: str, head: str, old: RecipeFile, new: RecipeFile) -> str | None:
+def _changed_folder(repository: Commits, base: str, head: str, old: RecipeFile, new: RecipeFile) -> str | None:
     """The first model folder or file of the repository that the recipe names and that is another than before."""
     for was, now in zip(_local_paths(old), _local_paths(new), strict=False):
         if repository.folder_id(base, was) != repository.folder_id(head, now):

@@ -7,11 +7,12 @@ repositories and the default branch are read here. https://docs.github.com/en/we
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bot.git import NO_COMMIT, Repository
+from bot.git import NO_COMMIT, Commits
 from merge.errors import UsageError
 
 PULL_REQUESTS = ("pull_request", "pull_request_target")
@@ -66,7 +67,7 @@ def read_event(name: str, path: Path | None, sha: str) -> Event:
     return Event(name, payload, sha)
 
 
-def compare(event: Event, repository: Repository) -> Comparison:
+def compare(event: Event, repository: Commits) -> Comparison:
     """Which commits the event is about. Raises UsageError where the checkout lacks what is needed to tell."""
     if event.name in PULL_REQUESTS:
         return _pull_request(event, repository)
@@ -79,26 +80,24 @@ def compare(event: Event, repository: Repository) -> Comparison:
     return Comparison(head, None, f"all recipes that match, asked for by {event.name or 'hand'}")
 
 
-def _head(event: Event, repository: Repository) -> str:
-    head = repository.commit(event.sha) or repository.commit("HEAD")
+def _head(event: Event, repository: Commits) -> str:
+    head = repository.commit(event.sha) or repository.commit("HEAD") or _there(repository, event.sha)
     if head is None:
         raise UsageError("the checkout has no commit; run actions/checkout before this step")
     return head
 
 
-def _pull_request(event: Event, repository: Repository) -> Comparison:
+def _pull_request(event: Event, repository: Commits) -> Comparison:
     base = _at(event.payload, "pull_request", "base", "sha") or ""
     head = _at(event.payload, "pull_request", "head", "sha") or ""
     return _parted(repository, base, head, "the base branch")
 
 
-def _parted(repository: Repository, base: str, head: str, what: str) -> Comparison:
+def _parted(repository: Commits, base: str, head: str, what: str) -> Comparison:
     """The changes of a line of history since it parted from another."""
-    if repository.commit(head) is None:
-        # actions/checkout brings the merge of both; with a depth of 2 its parents are here, without their histories.
-        repository.fetch(head)
-    tip, start = repository.commit(head), repository.commit(base)
-    if tip and start and (parted := repository.merge_base(start, tip)):
+    # actions/checkout brings the merge of both; with a depth of 2 its parents are here, without their histories.
+    tip = _there(repository, head)
+    if tip and _is_commit(base) and (parted := repository.merge_base(base, tip)):
         return Comparison(tip, parted, f"compared with {parted[:9]}, where it left {what}")
     merge = repository.commit("HEAD")
     if tip and merge and (parents := repository.parents(merge))[1:] == [tip]:
@@ -106,24 +105,33 @@ def _parted(repository: Repository, base: str, head: str, what: str) -> Comparis
     raise _too_shallow(base if tip else head)
 
 
-def _push(event: Event, repository: Repository) -> Comparison:
+def _there(repository: Commits, commit: str) -> str | None:
+    """A commit's id, where it is here or could be brought."""
+    return repository.commit(commit) or (repository.commit(commit) if repository.fetch(commit) else None)
+
+
+def _is_commit(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
+def _push(event: Event, repository: Commits) -> Comparison:
     after = _at(event.payload, "after") or event.sha
     if after == NO_COMMIT or event.payload.get("deleted") is True:
         return Comparison(None, None, "the branch was deleted: there is nothing to build")
-    head = repository.commit(after)
+    head = _there(repository, after)
     if head is None:
         raise _too_shallow(after)
     before = _at(event.payload, "before") or NO_COMMIT
     if before == NO_COMMIT:
         return _new_branch(event, repository, head, "the first push of this branch")
-    if repository.commit(before) or repository.fetch(before):
-        return Comparison(head, repository.commit(before), f"compared with {before[:9]}, the commit before this push")
+    if base := _there(repository, before):
+        return Comparison(head, base, f"compared with {before[:9]}, the commit before this push")
     if event.payload.get("forced") is not True and repository.is_shallow:
         raise _too_shallow(before)
     return _new_branch(event, repository, head, f"history was rewritten and {before[:9]}, the commit before, is gone")
 
 
-def _new_branch(event: Event, repository: Repository, head: str, why: str) -> Comparison:
+def _new_branch(event: Event, repository: Commits, head: str, why: str) -> Comparison:
     """A push without a commit before it: what differs from the default branch counts; on that branch, everything."""
     default = _at(event.payload, "repository", "default_branch")
     if default and _at(event.payload, "ref") != f"refs/heads/{default}":

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from merge.errors import SourceError, UsageError
 
@@ -25,6 +26,22 @@ class Blob:
 
     oid: str
     size: int
+
+
+class Commits(Protocol):
+    """What can be told of a repository's commits, from a checkout (`Repository`) or from GitHub (`bot.github.commits`)."""
+
+    folder: Path
+
+    def commit(self, name: str) -> str | None: ...
+    def fetch(self, commit: str) -> bool: ...
+    def parents(self, commit: str) -> list[str]: ...
+    def merge_base(self, first: str, second: str) -> str | None: ...
+    @property
+    def is_shallow(self) -> bool: ...
+    def files(self, commit: str) -> dict[str, Blob]: ...
+    def read_all(self, blobs: Iterable[Blob], limit: int) -> dict[str, bytes]: ...
+    def folder_id(self, commit: str, path: str) -> str | None: ...
 
 
 class Repository:
@@ -91,15 +108,25 @@ class Repository:
                     found[os.fsdecode(path)] = Blob(oid, int(size))
         return found
 
-    def read(self, blob: Blob, limit: int) -> bytes:
-        """The first `limit` bytes of a file."""
-        if blob.size <= limit:
-            return self._run("cat-file", "blob", blob.oid)
+    def read_all(self, blobs: Iterable[Blob], limit: int) -> dict[str, bytes]:
+        """By id the first `limit` bytes of each file."""
+        wanted = {blob.oid: blob.size for blob in blobs}
+        found = {oid: self._head(oid, limit) for oid, size in wanted.items() if size > limit}
+        short = [oid for oid in wanted if oid not in found]
+        if not short:
+            return found
+        out = self._run("cat-file", "--batch", data="".join(f"{oid}\n" for oid in short).encode())
+        place = 0
+        for oid in short:
+            # A line `ID blob SIZE`, the bytes, and a newline.
+            place = out.index(b"\n", place) + 1
+            found[oid] = out[place : place + wanted[oid]]
+            place += wanted[oid] + 1
+        return found
+
+    def _head(self, oid: str, limit: int) -> bytes:
         with subprocess.Popen(
-            [*self._git(), "cat-file", "blob", blob.oid],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=self._env,
+            [*self._git(), "cat-file", "blob", oid], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=self._env
         ) as process:
             assert process.stdout is not None
             head = process.stdout.read(limit)
@@ -132,9 +159,10 @@ class Repository:
     def _text(self, *arguments: str) -> str:
         return os.fsdecode(self._run(*arguments)).strip()
 
-    def _run(self, *arguments: str, seconds: int = 60) -> bytes:
+    def _run(self, *arguments: str, data: bytes | None = None, seconds: int = 60) -> bytes:
+        command = [*self._git(), *arguments]
         try:
-            done = subprocess.run([*self._git(), *arguments], capture_output=True, env=self._env, timeout=seconds)
+            done = subprocess.run(command, input=data, capture_output=True, env=self._env, timeout=seconds)
         except FileNotFoundError:
             raise UsageError("git is not installed, and it is needed to tell which recipes changed") from None
         except subprocess.TimeoutExpired:

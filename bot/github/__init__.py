@@ -1,0 +1,1 @@
+"""GitHub's API: what the bot reads from it and says through it, without a checkout."""
