@@ -1,4 +1,4 @@
-"""The held-out texts of tests/data/corpora/arithmetic.txt: `python -m benchmarks.arithmetic_texts > tests/data/corpora/arithmetic.txt`.
+"""The texts of tests/data/corpora/arithmetic.txt: `python -m benchmarks.arithmetic_texts > tests/data/corpora/arithmetic.txt`.
 
 The demo's mathematics expert was trained on generated arithmetic and algebra, and on little else that is called mathematics:
 these texts are of that kind. The kinds of sentence are those that the expert writes when it is asked for nothing (sampled after
@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 SEED = 2026
 TEXTS, SENTENCES = 16, 3
+# Of the seven kinds of sentence a set of prompts has four.
+PROMPTS = 4
 
 
 def sum_or_product(draw: random.Random) -> str:
@@ -65,8 +67,10 @@ KINDS: tuple[Callable[[random.Random], str], ...] = (
 
 def main() -> None:
     draw = random.Random(SEED)  # noqa: S311 - text, not secrets
-    texts = ["\n".join(kind(draw) for kind in draw.sample(KINDS, SENTENCES)) for _ in range(TEXTS)]
-    print("=== held-out\n" + "\n---\n".join(texts))
+    held_out = ["\n".join(kind(draw) for kind in draw.sample(KINDS, SENTENCES)) for _ in range(TEXTS)]
+    parts = {f"prompts {number}": [kind(draw) for kind in draw.sample(KINDS, PROMPTS)] for number in (1, 2, 3)}
+    for name, texts in (parts | {"held-out": held_out}).items():
+        print(f"=== {name}\n" + "\n---\n".join(texts))
 
 
 if __name__ == "__main__":
