@@ -106,6 +106,46 @@ class LayerRouting:
 
 
 @dataclass(frozen=True)
+class LayerGroup:
+    """The layers `first` to `last`; `goes_to[e][f]` is the share of expert e's held-out tokens whose best expert is f, mean
+    over these layers."""
+
+    first: int
+    last: int
+    goes_to: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RouterMeasured:
+    """What a router does with held-out tokens, each expert's counting the same: the model's own (`discriminant`), or one for
+    comparison on the same tokens (`hidden`, `random`).
+
+    By layer: `accuracy`, the share of tokens whose best expert is their own; `load`, for which share each expert is the best;
+    `entropy` of the experts' weights, in nats (even weights: the logarithm of their number); `top_weight`, the best expert's
+    mean weight. Weights are of the softmax over all experts. `groups` has the confusion matrices.
+    """
+
+    router: str
+    accuracy: tuple[float, ...]
+    load: tuple[tuple[float, ...], ...]
+    entropy: tuple[float, ...]
+    top_weight: tuple[float, ...]
+    groups: tuple[LayerGroup, ...]
+
+
+@dataclass(frozen=True)
+class ExpertWorth:
+    """Loss in nats per token on the text that an expert's row of the router is made from (`tokens` of it): of the base, of the
+    expert as it is (`own`), and of the expert's MLPs with everything else the base's (`shared`), as this merge uses them."""
+
+    expert: int
+    tokens: int
+    base: float
+    own: float
+    shared: float
+
+
+@dataclass(frozen=True)
 class FindingSaid:
     """A finding of the recipe at the time of the build."""
 
@@ -170,6 +210,11 @@ class Report:
     shape: dict[str, int] = field(default_factory=dict)
     shared_experts: int = 0
     card: CardText = CardText()
+    # The model's own router first, then those it is compared with; empty where the gate mode is measured on nothing.
+    routers: tuple[RouterMeasured, ...] = ()
+    worth: tuple[ExpertWorth, ...] = ()
+    # The figure of `routers`, in the folder of the model's card.
+    routing_figure: str | None = None
 
     @property
     def gguf_files(self) -> tuple[FileMade, ...]:
