@@ -7,8 +7,9 @@ token is passed per call, never set process-wide.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from merge.checkpoint import (
 )
 from merge.download import download
 from merge.errors import SourceError
+from merge.header_cache import HeaderCache
 from merge.pickles import read_pickle
 from merge.progress import progress
 from merge.reference import ModelReference
@@ -39,23 +41,53 @@ from merge.zip_layout import RandomAccess
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# Most headers of a shard fit in the first request; the few that don't cost a second.
-FIRST_RANGE = 256 * 1024
+# Most headers of a shard fit in the first request (a 7B model's have 12 kB each); the few that don't cost a second.
+FIRST_RANGE = 64 * 1024
 # A zip file's directory is at its end: about 100 bytes for each tensor.
 LAST_RANGE = 64 * 1024
 REQUESTS_AT_ONCE = 8
 
 
 class Hub:
-    """The Hub as a place to read models from. `endpoint` and `token` as in huggingface_hub; None means its defaults."""
+    """The Hub as a place to read models from. `endpoint` and `token` as in huggingface_hub; None means its defaults.
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+    One model is asked for once, however many recipes name it. With `cache`, a folder, the headers of a commit are asked for
+    once in all runs. Threads may share it.
+    """
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None, cache: Path | None = None) -> None:
         from huggingface_hub import HfApi
 
         self.api: HfApi = HfApi(endpoint=endpoint, token=token)
+        self._cache = HeaderCache(cache, self.api.endpoint, token) if cache is not None else None
+        self._opened: dict[tuple[ModelReference, Layout], Future[Checkpoint]] = {}
+        self._lock = threading.Lock()
 
     def open(self, reference: ModelReference, layout: Layout = MODEL) -> Checkpoint:
-        """The checkpoint at `reference`, from its headers, pinned to the commit its revision means now."""
+        """The checkpoint at `reference`, from its headers, pinned to the commit its revision meant when it was first asked for."""
+        with self._lock:
+            known = self._opened.get((reference, layout))
+            future = known or self._opened.setdefault((reference, layout), Future())
+        if known is None:
+            try:
+                future.set_result(self._known(reference, layout) or self._ask(reference, layout))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _known(self, reference: ModelReference, layout: Layout) -> Checkpoint | None:
+        """The checkpoint from the cache, if its revision still means the commit that is kept."""
+        if self._cache is None:
+            return None
+        commit = self._cache.commit(reference.path, reference.revision)
+        found = self._cache.get(reference.path, commit, layout, str(reference)) if commit else None
+        if found is not None and commit != reference.revision:
+            with _readable(str(reference), self.api.endpoint):
+                now = self.api.model_info(reference.path, revision=reference.revision, expand=["sha"]).sha
+            return found if now == commit else None
+        return found
+
+    def _ask(self, reference: ModelReference, layout: Layout) -> Checkpoint:
         name = str(reference)
         with _readable(name, self.api.endpoint):
             info = self.api.model_info(reference.path, revision=reference.revision, files_metadata=True)
@@ -70,7 +102,7 @@ class Hub:
             name,
         )
         card = info.card_data
-        return Checkpoint(
+        found = Checkpoint(
             key=f"{reference.path}@{commit}",
             name=name,
             config=config,
@@ -82,6 +114,9 @@ class Hub:
             why_no_headers=None if shards else missing_weights(files),
             fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
         )
+        if self._cache is not None:
+            self._cache.put(reference.path, reference.revision, layout, found)
+        return found
 
     def download(self, checkpoint: Checkpoint, files: Iterable[str]) -> Checkpoint:
         """The same checkpoint with `files` of it on this machine, in a folder beside the client's cache.
@@ -117,11 +152,10 @@ class Hub:
             download(url, build_hf_headers(token=self.api.token), target, size=size, sha256=sha256, advance=advance)
 
     def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
-        """A JSON file, through the client's cache: a second look at the same commit asks nothing."""
+        """A JSON file."""
         if files[file] > MAX_JSON:
             raise SourceError(f"{path}/{file}: larger than any {file} we read ({files[file]} bytes)")
-        with _readable(f"{path}/{file}", self.api.endpoint):
-            return Path(self.api.hf_hub_download(path, file, revision=commit)).read_bytes()
+        return self._get(path, commit, file, {})[1]
 
     def _headers(
         self, reference: ModelReference, commit: str, shards: list[str], files: dict[str, int]
@@ -162,21 +196,26 @@ class Hub:
 
     def _range(self, path: str, commit: str, file: str, start: int, stop: int) -> bytes:
         """Bytes start..stop of a file of the repository."""
+        status, body = self._get(path, commit, file, {"Range": f"bytes={start}-{stop - 1}"})
+        if status == 200:  # the server does not do ranges and sent the whole file
+            body = body[start:stop]
+        if len(body) != stop - start:
+            raise SourceError(f"{path}/{file}: the Hub sent {len(body)} of {stop - start} bytes asked for")
+        return body
+
+    def _get(self, path: str, commit: str, file: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        """A file of the repository in one request, without the HEAD that the client's own download asks first."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
         url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
-        headers = build_hf_headers(token=self.api.token) | {"Range": f"bytes={start}-{stop - 1}"}
         with _readable(f"{path}/{file}", self.api.endpoint):
-            response = get_session().get(url, headers=headers, follow_redirects=True)
+            response = get_session().get(
+                url, headers=build_hf_headers(token=self.api.token) | headers, follow_redirects=True
+            )
             hf_raise_for_status(response)
-        body: bytes = response.content
-        if response.status_code == 200:  # the server does not do ranges and sent the whole file
-            body = body[start:stop]
-        if len(body) != stop - start:
-            raise SourceError(f"{path}/{file}: the Hub sent {len(body)} of {stop - start} bytes asked for")
-        return body
+        return response.status_code, response.content
 
 
 def _store() -> Path:

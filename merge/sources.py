@@ -25,6 +25,7 @@ class Sources:
 
     `folder`: where relative local paths begin. `models`: a folder with models as `owner/name/`, looked into before the Hub
     is asked. `local_root`: local folders must lie inside it; None lets them lie anywhere. `allow_local=False` refuses all.
+    `hub`: one that other recipes use too, instead of one of its own at `endpoint`, asked with `token`.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Sources:
         token: str | None = None,
         allow_local: bool = True,
         local_root: Path | None = None,
+        hub: Hub | None = None,
     ) -> None:
         self._folder = folder
         self._models = models
@@ -43,6 +45,8 @@ class Sources:
         self._token = token
         self._allow_local = allow_local
         self._local_root = local_root
+        if hub is not None:
+            self.hub = hub
 
     @cached_property
     def hub(self) -> Hub:

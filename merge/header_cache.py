@@ -1,0 +1,90 @@
+"""What the headers of pinned commits said, kept between runs: a commit never changes, so neither does what it holds.
+
+A folder of JSON files that may be kept from job to job. What a token could read is found again only with that token. Used
+by previews alone: a build asks again. A file that cannot be read is as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from merge.checkpoint import Checkpoint, Layout
+from merge.tensors import TensorInfo
+
+# Bound to the fields of Checkpoint and TensorInfo: another number makes old files unknown.
+FORMAT = 1
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HeaderCache:
+    """The headers of one Hub's models, as one token reads them."""
+
+    def __init__(self, folder: Path, endpoint: str, token: str | None) -> None:
+        reader = hashlib.sha256(f"{FORMAT}\0{endpoint}\0{token or ''}".encode()).hexdigest()[:16]
+        self._folder = folder / reader
+
+    def commit(self, path: str, revision: str | None) -> str | None:
+        """The commit that a revision meant when it was last asked for; the revision itself where it is a commit."""
+        if revision is not None and _COMMIT.fullmatch(revision):
+            return revision
+        commit = (self._load(self._file(path, f"revision {revision or ''}")) or {}).get("commit")
+        return commit if isinstance(commit, str) else None
+
+    def get(self, path: str, commit: str, layout: Layout, name: str) -> Checkpoint | None:
+        """The checkpoint of a commit under the name a recipe has for it; None where it is not here."""
+        value = self._load(self._file(path, f"{commit} {layout.config}"))
+        try:
+            return None if value is None else replace(_checkpoint(value), name=name)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def put(self, path: str, revision: str | None, layout: Layout, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint, and which commit its revision means. A full disk is no reason to fail."""
+        if checkpoint.commit is not None:
+            with suppress(OSError):
+                self._save(self._file(path, f"{checkpoint.commit} {layout.config}"), _value(checkpoint))
+                self._save(self._file(path, f"revision {revision or ''}"), {"commit": checkpoint.commit})
+
+    def _file(self, path: str, what: str) -> Path:
+        return self._folder / f"{hashlib.sha256(f'{path} {what}'.encode()).hexdigest()[:40]}.json"
+
+    def _load(self, file: Path) -> dict[str, Any] | None:
+        try:
+            value = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def _save(self, file: Path, value: Mapping[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            json.dump(value, out, separators=(",", ":"))
+        Path(name).replace(file)
+
+
+def _value(checkpoint: Checkpoint) -> dict[str, Any]:
+    tensors = checkpoint.tensors
+    shown = asdict(replace(checkpoint, tensors=None))
+    files = list(dict.fromkeys(info.file for info in (tensors or {}).values()))
+    place = {file: number for number, file in enumerate(files)}
+    listed = [[name, x.dtype, x.shape, place[x.file], x.start] for name, x in (tensors or {}).items()]
+    return shown | {"folder": None, "shards": files, "tensors": None if tensors is None else listed}
+
+
+def _checkpoint(value: dict[str, Any]) -> Checkpoint:
+    shards = value.pop("shards")
+    if (listed := value["tensors"]) is not None:
+        value["tensors"] = {
+            name: TensorInfo(dtype, tuple(shape), shards[shard], start) for name, dtype, shape, shard, start in listed
+        }
+    return Checkpoint(**value)
