@@ -1,7 +1,7 @@
-"""The bytes of a source's tensors on this machine: by place for copying, memory-mapped for whole weights, read for slices.
+"""The bytes of a source's tensors on this machine: read for copying and for slices, memory-mapped for whole weights.
 
 A mapping costs no memory of its own and no copy, but a file that shrinks under it ends the process with a signal where
-numbers are read from it (a `write` from it fails as any other). So slices, which is how a merge does its arithmetic, are read.
+numbers are read from it. So slices, which is how a merge does its arithmetic, are read.
 No torch is imported before a number is asked for.
 """
 
@@ -53,20 +53,10 @@ class Files:
         self._opened: dict[str, _Open] = {}
         weakref.finalize(self, _close, self._opened)
 
-    def mapped(self, tensor: str) -> memoryview:
-        """The bytes of `tensor`, memory-mapped: to be given to the kernel, not to be looked at."""
-        info, file, start = self._place(tensor)
-        return memoryview(file.map)[start : start + info.nbytes]
-
-    def range(self, tensor: str) -> tuple[int, int, int]:
-        """Where the bytes of `tensor` lie: file descriptor, offset of the first byte, number of bytes."""
-        info, file, start = self._place(tensor)
-        return file.descriptor, start, info.nbytes
-
-    def place(self, tensor: str) -> tuple[Path, int, int]:
-        """Where the bytes of `tensor` lie: file, offset of the first byte, number of bytes."""
-        info, file, start = self._place(tensor)
-        return file.path, start, info.nbytes
+    def fill(self, place: memoryview, tensor: str, start: int) -> None:
+        """Fill `place` with the bytes of `tensor` from `start` on. Raises SourceError where they are not there."""
+        _, file, begin = self._place(tensor)
+        _fill(place, file, begin + start)
 
     def flat(self, tensor: str, start: int, stop: int) -> torch.Tensor:
         """Elements start..stop of `tensor` in its own dtype, flattened; not to be written to."""
@@ -127,16 +117,20 @@ def open_files(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Files]:
 
 def _read(file: _Open, offset: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     data = np.empty(count, dtype=np.uint8)
-    view, done = data.data, 0
-    while done < count:
+    _fill(data.data, file, offset)
+    return data
+
+
+def _fill(place: memoryview, file: _Open, offset: int) -> None:
+    done = 0
+    while done < place.nbytes:
         try:
-            got = os.preadv(file.descriptor, [view[done:]], offset + done)
+            got = os.preadv(file.descriptor, [place[done:]], offset + done)
         except OSError as error:
             raise SourceError(f"{file.path}: cannot be read ({error.strerror})") from None
         if got == 0:
             raise _truncated(file.path)
         done += got
-    return data
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -4,22 +4,14 @@ Where an output tensor is a bare read, its bytes go from file to file untouched;
 Memory stays flat whatever the model's size. The checkpoint grows in a folder named `<name>.partial`, which becomes `<name>`
 when all of it is on the disk: nothing half-written looks finished. A run that was cut off goes on behind the last finished
 shard.
-
-Bytes are copied by `copy_file_range`, one file after the other: the least processor time of what was measured on ext4, where
-two threads, preallocation and starting the write-back early only made it slower. File systems that can share blocks do so only
-where offsets allow, which those of tensors rarely do. Where it is not to be had, bytes are written from the memory-mapped
-source. While a shard is brought to the disk the next one is being copied.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +20,12 @@ from merge.checkpoint import INDEX, SINGLE, Checkpoint
 from merge.errors import DestinationError, MoergeError, SourceError
 from merge.expr import Expr, Read, nbytes, pieces
 from merge.files import sync_folder, write_atomically, writing
+from merge.large_file import LargeFile
 from merge.plan import MergePlan, OutputTensor
 from merge.source_files import Files
 
 # Shards of at most this many bytes: the size the Hub's own tools use.
 SHARD_BYTES = 5 * 10**9
-COPY_BYTES = 8 << 20
 # Names the plan and gates a folder belongs to, until all of it is there.
 MARKER = ".moerge-merge"
 
@@ -108,18 +100,11 @@ def _write_shards(
     paths = [partial / shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
     sizes = [sum(nbytes(tensor.expr) for tensor in shard) for shard in shards]
     _check_space(partial, sum(size for path, size in zip(paths, sizes, strict=True) if not path.exists()))
-    syncing: Future[None] | None = None
-    with ThreadPoolExecutor(1) as pool:
-        for shard, path, size in zip(shards, paths, sizes, strict=True):
-            if path.exists():
-                advance(size)
-                continue
-            descriptor = _write_shard(shard, contents, path.with_suffix(".tmp"), advance)
-            if syncing is not None:
-                syncing.result()
-            syncing = pool.submit(_finish_shard, descriptor, path)
-        if syncing is not None:
-            syncing.result()
+    for shard, path, size in zip(shards, paths, sizes, strict=True):
+        if path.exists():
+            advance(size)
+        else:
+            _write_shard(shard, contents, path, advance)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -145,10 +130,32 @@ def _shards(tensors: tuple[OutputTensor, ...], shard_bytes: int) -> list[list[Ou
     return shards
 
 
-def _write_shard(
-    tensors: list[OutputTensor], contents: Contents, temporary: Path, advance: Callable[[int], None]
-) -> int:
-    """Write a shard's bytes; returns the file's descriptor. On an error nothing of it is left."""
+def _write_shard(tensors: list[OutputTensor], contents: Contents, path: Path, advance: Callable[[int], None]) -> None:
+    """Write a shard; it has its name only when all of it is on the disk. On an error nothing of it is left."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with LargeFile(temporary) as file:
+            file.write(_header(tensors))
+            for tensor in tensors:
+                for piece in pieces(tensor.expr):
+                    if isinstance(piece, Read):
+                        _copy(contents.files[piece.source], piece, file, advance)
+                    else:
+                        for data in contents.stored(piece):
+                            file.write(data)
+                            advance(data.nbytes)
+            for source in contents.files.values():
+                source.check_unchanged()
+            file.finish()
+    except (MoergeError, OSError):
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    temporary.rename(path)
+
+
+def _header(tensors: list[OutputTensor]) -> memoryview:
+    """What a safetensors file begins with. Format: https://huggingface.co/docs/safetensors/index#format"""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -160,77 +167,18 @@ def _write_shard(
         }
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the format wants the data aligned to eight bytes
-    target = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        _write_all(target, memoryview(struct.pack("<Q", len(raw)) + raw))
-        for tensor in tensors:
-            for piece in pieces(tensor.expr):
-                if isinstance(piece, Read):
-                    _copy(contents.files[piece.source], piece.tensor, target, advance)
-                else:
-                    for data in contents.stored(piece):
-                        _write_all(target, data)
-                        advance(data.nbytes)
-        for source in contents.files.values():
-            source.check_unchanged()
-    except (MoergeError, OSError):
-        os.close(target)
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    return target
+    return memoryview(struct.pack("<Q", len(raw)) + raw)
 
 
-def _finish_shard(descriptor: int, path: Path) -> None:
-    """Bring a shard to the disk, and then give it its name."""
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    path.with_suffix(".tmp").rename(path)
-
-
-def _copy(source: Files, tensor: str, target: int, advance: Callable[[int], None]) -> None:
-    """Append the bytes of a source's tensor to the file descriptor `target`."""
-    descriptor, start, count = source.range(tensor)
-    end, in_kernel = start + count, True
-    while start < end:
-        wanted = min(end - start, COPY_BYTES)
-        done = _copy_in_kernel(descriptor, start, wanted, target) if in_kernel else 0
-        if not done:  # two file systems, one that cannot, or an end that came too soon: writing shows which
-            in_kernel = False
-            done = _write_mapped(source, tensor, start - end, wanted, target)
-        start += done
-        advance(done)
-
-
-def _copy_in_kernel(source: int, start: int, count: int, target: int) -> int:
-    """Bytes copied; 0 where the kernel will not."""
-    try:
-        return os.copy_file_range(source, target, count, offset_src=start)
-    except OSError:
-        return 0
-
-
-def _write_mapped(source: Files, tensor: str, behind: int, count: int, target: int) -> int:
-    """Write `count` bytes of a tensor, from `behind` (negative: before its end) on."""
-    data = source.mapped(tensor)
-    try:
-        _write_all(target, data[data.nbytes + behind :][:count])
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-        # The kernel found no bytes behind the mapping.
-        path = source.place(tensor)[0]
-        raise SourceError(
-            f"{path}: cannot be read to the end of tensor {tensor!r}; it is truncated or was changed meanwhile"
-        ) from None
-    return count
-
-
-def _write_all(target: int, data: memoryview) -> None:
-    while data.nbytes:
-        data = data[os.write(target, data) :]
+def _copy(source: Files, piece: Read, file: LargeFile, advance: Callable[[int], None]) -> None:
+    """Append the bytes of a source's tensor to a file."""
+    done, size = 0, nbytes(piece)
+    while done < size:
+        place = file.space()[: size - done]
+        source.fill(place, piece.tensor, done)
+        file.filled(place.nbytes)
+        advance(place.nbytes)
+        done += place.nbytes
 
 
 def _write_small_files(plan: MergePlan, base: Checkpoint, partial: Path, shard_bytes: int) -> None:

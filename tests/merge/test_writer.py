@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -213,7 +214,7 @@ def test_a_source_that_shrinks_under_the_merge_is_a_sentence_and_not_a_signal(
 
     def shrink(count: int) -> None:
         if not cut:
-            evaluator.files[str(models[2])].mapped("model.norm.weight")  # open already, and mapped
+            evaluator.files[str(models[2])].fill(memoryview(bytearray(2)), "model.norm.weight", 0)  # open already
             os.truncate(models[2] / "model.safetensors", 4096)
             cut.append(count)
 
@@ -240,7 +241,7 @@ def test_a_source_that_is_rewritten_meanwhile_spoils_no_result(models: list[Path
     assert not list((tmp_path / "out.partial").glob("model*"))
 
 
-@pytest.mark.parametrize("failing", ["os.fsync", "os.write"])
+@pytest.mark.parametrize("failing", ["os.fsync", "os.pwrite"])
 def test_a_disk_that_fails_late_is_a_destination_error(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -249,20 +250,18 @@ def test_a_disk_that_fails_late_is_a_destination_error(
 
     plan = planned(recipe_text(models[0], models), tmp_path)
     evaluator = Evaluator(open_files(plan.sources), gates_for(plan))
-    write = os.write
-    if failing == "os.fsync":
-        monkeypatch.setattr("merge.writer.os.fsync", fail)
-    else:
-        monkeypatch.setattr("merge.writer.os.copy_file_range", fail)
-        calls: list[int] = []
-        monkeypatch.setattr(
-            "merge.writer.os.write",
-            lambda target, data: calls.append(1) or (fail() if len(calls) == 30 else write(target, data)),
-        )
+    monkeypatch.setattr("merge.large_file.BUFFER_BYTES", 4096)
+    write, calls = os.pwrite, []
+
+    def fail_late(target: int, data: memoryview, start: int) -> int:
+        calls.append(start)
+        return fail() if len(calls) == 30 else write(target, data, start)
+
+    monkeypatch.setattr(f"merge.large_file.{failing}", fail if failing == "os.fsync" else fail_late)
     with pytest.raises(DestinationError, match=r"cannot be written \(No space left on device\)"):
         write_checkpoint(plan, plan.sources[plan.base], evaluator, tmp_path / "out", gates_key="k")
     assert not (tmp_path / "out").exists()
-    assert not list((tmp_path / "out.partial").glob("*.safetensors"))
+    assert not list((tmp_path / "out.partial").glob("model*"))
 
 
 def test_a_merge_killed_between_its_name_and_its_end_is_finished_by_the_next(
@@ -299,25 +298,33 @@ def test_gates_are_rounded_as_torch_rounds(dtype: str) -> None:
     assert rounded(values.numpy(), dtype).tobytes() == expected.view(torch.uint8).numpy().tobytes()
 
 
-def test_where_the_kernel_cannot_copy_the_bytes_are_the_same(
-    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refused", ["when it is opened", "when it is written"])
+@pytest.mark.parametrize("buffer_bytes", [4096, 12288, 4 << 20])
+def test_where_no_file_goes_past_the_page_cache_the_bytes_are_the_same(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, buffer_bytes: int
 ) -> None:
-    def refuse(*args: Any, **options: Any) -> int:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
     text = recipe_text(models[0], models)
     merged(text, tmp_path, tmp_path / "out")
-    copied = os.copy_file_range
-    calls: list[int] = []
-    for number, kernel in enumerate(
-        [refuse, lambda *a, **o: calls.append(1) or (0 if len(calls) % 2 else copied(*a, **o))]
-    ):
-        monkeypatch.setattr("merge.writer.os.copy_file_range", kernel)
-        monkeypatch.setattr("merge.writer.COPY_BYTES", 5000)
-        merged(text, tmp_path, tmp_path / f"again-{number}")
-        for path in (tmp_path / "out").iterdir():
-            assert path.read_bytes() == (tmp_path / f"again-{number}" / path.name).read_bytes()
-    assert calls
+    opened, write = os.open, os.pwrite
+
+    def refuse_open(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return opened(path, flags, *args, **options)
+
+    def refuse_write(target: int, data: memoryview, start: int) -> int:
+        if fcntl.fcntl(target, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return write(target, data, start)
+
+    if refused == "when it is opened":
+        monkeypatch.setattr("merge.large_file.os.open", refuse_open)
+    else:
+        monkeypatch.setattr("merge.large_file.os.pwrite", refuse_write)
+    monkeypatch.setattr("merge.large_file.BUFFER_BYTES", buffer_bytes)
+    merged(text, tmp_path, tmp_path / "again")
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
 def test_a_merge_of_copies_and_random_gates_never_imports_torch(models: list[Path], tmp_path: Path) -> None:
