@@ -180,8 +180,8 @@ class Action:
                 self._say_broken([change])
         outcomes = build_all(chosen, self.settings, self.annotations)
         self.codes |= {outcome.code for outcome in outcomes}
-        published = [(outcome.change.path, outcome.publication) for outcome in outcomes if outcome.publication]
-        self._output("published", json.dumps([release_json(path, publication) for path, publication in published]))
+        published = [(outcome.change.path, outcome.release) for outcome in outcomes if outcome.release]
+        self._output("published", json.dumps([release_json(path, release) for path, release in published]))
         self._output("model_url", published[-1][1].url if published else "")
         for outcome in outcomes:
             if outcome.findings and is_buildable(outcome.change):

@@ -7,19 +7,21 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bot.changes import Change
 from bot.inputs import Settings
-from bot.matrix import is_buildable
+from bot.jobs import JobOptions, build_in_job
+from bot.matrix import is_buildable, runner_of
+from bot.preview import plan_recipe
+from bot.releases import Release, released_here, released_in_job
+from bot.runners import Runner
 from bot.summary import Outcome
 from bot.workflow_commands import Annotations, group, untrusted
 from merge.errors import DestinationError, MoergeError, RecipeError, UsageError
-
-if TYPE_CHECKING:
-    from bot.publish import Publication
-    from evals.results import Report
+from merge.recipe import LoadedRecipe
 
 
 def build_all(changes: Sequence[Change], settings: Settings, annotations: Annotations) -> list[Outcome]:
@@ -34,16 +36,10 @@ def build_all(changes: Sequence[Change], settings: Settings, annotations: Annota
     return outcomes
 
 
-def release_json(path: str, publication: Publication) -> dict[str, Any]:
+def release_json(path: str, release: Release) -> dict[str, Any]:
     """A release as the output `published` has it."""
-    return {
-        "recipe": path,
-        "repo": publication.repo,
-        "url": publication.url,
-        "commit": publication.commit,
-        "gguf_repo": publication.gguf_repo,
-        "changed": publication.changed,
-    }
+    kept = ("repo", "url", "commit", "gguf_repo", "changed")
+    return {"recipe": path} | {name: getattr(release, name) for name in kept}
 
 
 def say_bug(annotations: Annotations, error: Exception, debug: bool) -> None:
@@ -64,7 +60,7 @@ def _build_one(change: Change, settings: Settings, annotations: Annotations) -> 
     started = time.monotonic()
     try:
         with untrusted():
-            report, publication = _built_and_published(change, settings)
+            made = _built_and_published(change, settings)
     except RecipeError as error:
         return Outcome(change, "the recipe has errors", error.exit_code, findings=tuple(error.findings))
     except MoergeError as error:
@@ -77,17 +73,31 @@ def _build_one(change: Change, settings: Settings, annotations: Annotations) -> 
     assert change.file is not None and change.file.loaded is not None
     return Outcome(
         change,
-        _said(change, publication, settings, annotations),
+        _said(change, made.release, settings, annotations),
         seconds=time.monotonic() - started,
-        parameters=report.parameters["total"],
-        bytes=sum(file.bytes for file in (*report.files, *report.gguf_files)),
-        publication=publication,
+        parameters=made.parameters,
+        bytes=made.bytes,
+        release=made.release,
         findings=change.file.loaded.findings,
     )
 
 
-def _built_and_published(change: Change, settings: Settings) -> tuple[Report, Publication | None]:
+@dataclass(frozen=True)
+class _Made:
+    """What one build made: parameters in all, bytes of its files, and its release where it was published."""
+
+    parameters: int
+    bytes: int
+    release: Release | None
+
+
+def _built_and_published(change: Change, settings: Settings) -> _Made:
     assert change.file is not None and change.file.loaded is not None
+    loaded = change.file.loaded
+    out = settings.out / PurePosixPath(change.path).with_suffix("")
+    runner = runner_of(change, settings.runner)
+    if runner.flavor is not None and settings.publish:
+        return _in_job(loaded, runner, change, settings, out)
     if importlib.util.find_spec("torch") is None:
         raise UsageError(
             "this image only previews: it has no torch. Build in a job whose `container` is the build image; "
@@ -97,22 +107,30 @@ def _built_and_published(change: Change, settings: Settings) -> tuple[Report, Pu
     from bot.pipeline import build
     from bot.publish import publish
 
-    loaded = change.file.loaded
-    out = settings.out / PurePosixPath(change.path).with_suffix("")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DestinationError(f"{out}: {error.strerror}; input `out` must name a folder") from None
     report = build(loaded, settings.sources(change.path), out, device=settings.device)
-    if not settings.publish or loaded.recipe.release.repo is None:
-        return report, None
-    return report, publish(out, token=settings.token, endpoint=settings.endpoint)
+    release = None
+    if settings.publish and loaded.recipe.release.repo is not None:
+        release = released_here(report, publish(out, token=settings.token, endpoint=settings.endpoint))
+    count = sum(file.bytes for file in (*report.files, *report.gguf_files))
+    return _Made(report.parameters["total"], count, release)
 
 
-def _said(change: Change, publication: Publication | None, settings: Settings, annotations: Annotations) -> str:
+def _in_job(loaded: LoadedRecipe, runner: Runner, change: Change, settings: Settings, out: Path) -> _Made:
+    """Planned here first: what is wrong with a recipe is known before a machine is paid for."""
+    plan = plan_recipe(loaded, settings.sources(change.path))
+    options = JobOptions(settings.job_image, settings.job_namespace, settings.token, settings.endpoint)
+    release = released_in_job(loaded, plan, build_in_job(loaded, runner, options, out))
+    return _Made(plan.parameters.total, sum(file.bytes for file in release.files), release)
+
+
+def _said(change: Change, release: Release | None, settings: Settings, annotations: Annotations) -> str:
     """In one sentence what became of a recipe that was built."""
-    if publication is not None:
-        return "published" if publication.changed else "published already: the Hub has this very model"
+    if release is not None:
+        return "published" if release.changed else "published already: the Hub has this very model"
     if not settings.publish:
         return "built, and not published because `publish` is false"
     annotations.add(

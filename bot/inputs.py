@@ -45,7 +45,15 @@ INPUTS = {
     "out": Input("Folder for previews.json and for builds, relative to the workspace.", "moerge-out"),
     "device": Input("Where forward passes of a build run: auto, cpu or cuda. Without it the recipe decides."),
     "publish": Input("Whether `build` publishes what it built: true or false.", "true"),
-    "runner": Input("Runner in the matrix for recipes that name none of their own (build.runner).", "ubuntu-latest"),
+    "runner": Input(
+        "Where recipes are built that name no build.runner of their own: labels of a runner, or a Hugging Face Job as "
+        "hf-jobs:FLAVOR:TIME.",
+        "ubuntu-latest",
+    ),
+    "job_image": Input("The build image, for recipes that are built in a Hugging Face Job."),
+    "job_namespace": Input(
+        "Who pays for Hugging Face Jobs: a user or an organisation; the token's own user where empty."
+    ),
 }
 
 OUTPUTS = {
@@ -73,6 +81,8 @@ class Settings:
     device: str | None
     publish: bool
     runner: str
+    job_image: str | None
+    job_namespace: str | None
     event: Event
     summary_file: Path | None
     output_file: Path | None
@@ -138,6 +148,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         device=_choice(environment, "device", ("", *DEVICES)) or None,
         publish=_choice(environment, "publish", ("true", "false")) == "true",
         runner=_input(environment, "runner"),
+        job_image=_input(environment, "job_image") or None,
+        job_namespace=_input(environment, "job_namespace") or None,
         event=event,
         summary_file=_path(environment, "GITHUB_STEP_SUMMARY"),
         output_file=_path(environment, "GITHUB_OUTPUT"),

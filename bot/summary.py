@@ -15,7 +15,7 @@ from cards.markdown import code, escape, link
 from merge import findings as f
 
 if TYPE_CHECKING:
-    from bot.publish import Publication
+    from bot.releases import Release
 
 LEVELS = (f.ERROR, f.WARNING, f.NOTICE)
 # Findings of one recipe in the summary; the annotations, the log and previews.json have the rest.
@@ -33,7 +33,7 @@ class Outcome:
     seconds: float = 0.0
     parameters: int | None = None
     bytes: int | None = None
-    publication: Publication | None = None
+    release: Release | None = None
     findings: tuple[f.Finding, ...] = ()
 
 
@@ -107,10 +107,10 @@ def build_section(outcomes: Sequence[Outcome]) -> str:
     lines = ["| Recipe | Result | Parameters | Files | Time | Model |", "|---|---|--:|--:|--:|---|"]
     for outcome in outcomes:
         model = "-"
-        if outcome.publication is not None:
-            model = link(outcome.publication.repo, outcome.publication.url)
-            if outcome.publication.commit:
-                model += f" at {code(outcome.publication.commit[:9])}"
+        if outcome.release is not None:
+            model = link(outcome.release.repo, outcome.release.url)
+            if outcome.release.commit:
+                model += f" at {code(outcome.release.commit[:9])}"
         cells = [
             code(outcome.change.path),
             f"{'**failed**: ' if outcome.code else ''}{escape(outcome.said)}",

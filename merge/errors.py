@@ -63,3 +63,13 @@ class ProofError(MoergeError):
     """A file was made but did not pass its proof, so it is not kept as finished."""
 
     exit_code = 4
+
+
+class JobError(MoergeError):
+    """A build that ran elsewhere did not end well; carries the exit code that it ended with there."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

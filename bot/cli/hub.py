@@ -42,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="trust the GitHub Actions jobs of a repository to write to OWNER/NAME",
     )
     parser.add_argument("--jwks", type=Path, metavar="FILE", help="public keys that check the signature of such jobs")
+    parser.add_argument(
+        "--jobs", action="store_true", help="run Jobs, as processes of this machine without a container around them"
+    )
     parser.add_argument("--log", action="store_true", help="print every request")
 
 
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             publishers=publishers,
             jwks=args.jwks,
             access_log=args.log,
+            jobs=args.jobs,
         )
     except StoreError as error:
         raise DestinationError(f"{error}") from error

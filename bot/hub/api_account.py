@@ -1,4 +1,4 @@
-"""What is not about one repository: who am I, token exchange, checking a card, collections, and jobs (refused)."""
+"""What is not about one repository: who am I, token exchange, checking a card, and collections."""
 
 from __future__ import annotations
 
@@ -55,11 +55,6 @@ def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
         return PlainTextResponse("\n".join(wrong), status)
     messages = {"errors": [{"message": each} for each in wrong], "warnings": [{"message": each} for each in doubtful]}
     return JSONResponse(messages, status)
-
-
-def no_jobs(request: Request) -> Response:
-    """/api/jobs/…"""
-    raise errors.HubError(501, "The embedded Hub runs no jobs.")
 
 
 def create_collection(request: Request, body: dict[str, Any]) -> Response:
@@ -139,8 +134,6 @@ def routes() -> list[Route]:
         route("/api/whoami-v2", whoami),
         route("/oauth/token", with_json(exchange), "POST"),
         route("/api/validate-yaml", with_json(validate_yaml), "POST"),
-        route("/api/jobs/{path:rest}", no_jobs, "GET", "POST", "PUT", "DELETE"),
-        route("/api/scheduled-jobs/{path:rest}", no_jobs, "GET", "POST", "PUT", "DELETE"),
         route("/api/collections", list_collections),
         route("/api/collections", with_json(create_collection), "POST"),
         route(one, get_collection),

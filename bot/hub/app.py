@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bot.hub import api_account, api_commit, api_files, api_repos, errors, pages
+from bot.hub import api_account, api_commit, api_files, api_jobs, api_repos, errors, pages
 from bot.hub.access import Registry, Token
 from bot.hub.collection import Collections
 from bot.hub.errors import HubError
 from bot.hub.faults import Faults, Log, Outermost
+from bot.hub.jobs import Jobs
 from bot.hub.objects import MissingObject
 from bot.hub.oidc import Exchange, Publisher
 from bot.hub.store import Store
@@ -36,18 +37,20 @@ def open_hub(
     publishers: Iterable[Publisher] = (),
     jwks: Path | None = None,
     limits: Limits | None = None,
+    jobs: bool = False,
 ) -> Hub:
     """A Hub on a folder, which is made if need be. Raises StoreError where the folder cannot be one."""
     store = Store(root)
     registry = Registry(root, store.secret, tokens)
     exchange = Exchange(registry, publishers, jwks)
-    return Hub(store, registry, Collections(root / "collections"), exchange, limits or Limits())
+    return Hub(store, registry, Collections(root / "collections"), exchange, limits or Limits(), Jobs(jobs))
 
 
 def application(hub: Hub, log: Log, faults: Callable[[], Faults | None]) -> ASGIApp:
     """The application; `log` takes every request, `faults` gives what may go wrong on purpose."""
     routes = [
         *api_account.routes(),
+        *api_jobs.routes(),
         *api_repos.routes(),
         *api_files.routes(),
         *api_commit.routes(),

@@ -67,10 +67,12 @@ class Server:
         try:
             self._uvicorn.run(sockets=[self._socket])
         finally:
+            self.hub.jobs.stop()
             self._socket.close()
 
     def stop(self) -> None:
         """Ask the server to end; requests in flight have two seconds."""
+        self.hub.jobs.stop()
         self._uvicorn.should_exit = True
 
     @property
@@ -90,12 +92,13 @@ def prepare(
     limits: Limits | None = None,
     faults: Faults | None = None,
     access_log: bool = False,
+    jobs: bool = False,
 ) -> Server:
     """A server that listens and is not served yet. Port 0 takes a free one.
 
     Raises StoreError for a folder that cannot be used, OSError for an address that cannot be listened on.
     """
-    hub = open_hub(root, tokens=tokens, publishers=publishers, jwks=jwks, limits=limits)
+    hub = open_hub(root, tokens=tokens, publishers=publishers, jwks=jwks, limits=limits, jobs=jobs)
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     # asyncio sets this only on sockets that name their protocol, which accepted ones do not: without it each answer
     # waits 40 ms for an acknowledgement between its headers and its body. Accepted sockets take it over.
@@ -113,9 +116,12 @@ def running(
     jwks: Path | None = None,
     limits: Limits | None = None,
     faults: Faults | None = None,
+    jobs: bool = False,
 ) -> Iterator[Server]:
     """A Hub on 127.0.0.1, served by a thread as long as the block lasts; the folder stays."""
-    server = prepare(root, port=port, tokens=tokens, publishers=publishers, jwks=jwks, limits=limits, faults=faults)
+    server = prepare(
+        root, port=port, tokens=tokens, publishers=publishers, jwks=jwks, limits=limits, faults=faults, jobs=jobs
+    )
     thread = threading.Thread(target=server.serve, name="hub", daemon=True)
     thread.start()
     try:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from bot.hub import errors, names
 from bot.hub.access import Caller, Registry
 from bot.hub.collection import Collections
+from bot.hub.jobs import Jobs
 from bot.hub.names import RepoKind, RepoName
 from bot.hub.oidc import Exchange
 from bot.hub.repository import Repository
@@ -37,6 +38,7 @@ class Hub:
     collections: Collections
     exchange: Exchange
     limits: Limits
+    jobs: Jobs
 
 
 class _Kind(Convertor[RepoKind]):

@@ -97,7 +97,7 @@ def test_the_links_of_a_card_lead_to_pages(hub: Server, api: HfApi, repo: str, m
 
 
 def test_jobs_are_refused_and_unknown_addresses_not_found(hub: Server, api: HfApi):
-    with pytest.raises(HfHubHTTPError, match="runs no jobs"):
+    with pytest.raises(HfHubHTTPError, match="runs no jobs unless"):
         api.run_job(image="python", command=["true"], namespace="acme")
     assert httpx2.get(f"{hub.endpoint}/api/agent-harnesses").status_code == 404
 
