@@ -19,6 +19,7 @@ from merge.families import FAMILIES, families_for, families_named
 from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
 from merge.families.model_types import MLP_PARTS
+from merge.licenses import derived, license_findings, source_terms
 from merge.plan import MergePlan, OutputTensor, Parameters
 from merge.recipe import DISCRIMINANT, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
@@ -78,7 +79,8 @@ class _Planner:
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base_tensors})
-        experts_write = self.experts_write()
+        experts_write, license = self.experts_write(), self.license()
+        self.stop_on_errors()
         return MergePlan(
             name=self.loaded.name,
             family=family.NAME,
@@ -97,7 +99,7 @@ class _Planner:
             parameters=_count(tensors, mixture, base),
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
-            license=self.license(),
+            license=license,
             quants=() if why_no_gguf else self.recipe.release.quants,
             gate_mode=self.recipe.gate_mode,
             experts_write=experts_write,
@@ -393,12 +395,16 @@ class _Planner:
         return asked
 
     def license(self) -> str | None:
-        """The recipe's licence, or the one that all sources share."""
-        if self.recipe.release.license:
-            return self.recipe.release.license
-        used = [self.base, *self.experts, *self.shared]
-        licenses = {source.license for source in (*used, *_adapters(used))}
-        return licenses.pop() if len(licenses) == 1 else None
+        """The recipe's licence, or the one that fits all sources."""
+        terms, release = source_terms(self.all_places()), self.recipe.release
+        line = self.loaded.line("release", "license")
+        self.found += license_findings(terms, release.license, line, release.repo, self.loaded.line("release", "repo"))
+        return release.license or derived(terms)
+
+    def all_places(self) -> Iterator[tuple[Checkpoint, int | None]]:
+        """The base and every expert, each with the line that names it."""
+        yield self.base, self.loaded.line("base_model")
+        yield from self.expert_places()
 
 
 def _adapters(sources: Iterable[Checkpoint]) -> list[Checkpoint]:

@@ -3,6 +3,7 @@
 from merge.findings.base import ERROR, NOTICE, WARNING, Finding, all_findings, documentation, printable
 from merge.findings.building import *  # noqa: F403
 from merge.findings.keys import *  # noqa: F403
+from merge.findings.licenses import *  # noqa: F403
 from merge.findings.result import *  # noqa: F403
 from merge.findings.routing import *  # noqa: F403
 from merge.findings.sources import *  # noqa: F403
