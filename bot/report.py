@@ -69,6 +69,7 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
                 license=source.license,
                 tensors=len(source.tensors or {}),
                 unused_tensors=plan.unused[key],
+                files=dict(source.sha256),
             )
             for key, source in plan.sources.items()
         ),

@@ -12,7 +12,8 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class SourceUsed:
-    """A source model, pinned: where its bytes came from, how many tensors it has, and how many of them nothing reads."""
+    """A source model, pinned: where its bytes came from, how many tensors it has, and how many of them nothing reads.
+    `files` are the SHA-256 of its files where the Hub tells them."""
 
     name: str
     commit: str | None
@@ -20,6 +21,7 @@ class SourceUsed:
     license: str | None
     tensors: int
     unused_tensors: int
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

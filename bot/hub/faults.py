@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,13 +22,20 @@ class Fault:
     """What happens to a request instead of, or on the way to, its answer.
 
     `stall`: seconds to wait first. `status`: answer with this status, and with ``Retry-After`` if `retry_after`
-    (seconds) is given. `drop`: cut the connection, before an answer if it is 0, else after so many bytes of body.
+    (seconds) is given and with `message` as its error. `drop`: cut the connection, before an answer if it is 0, else
+    after so many bytes of body. `late`: do what was asked, and wait so many seconds before the answer. `lost`: do what was
+    asked, and cut the connection in place of the answer. `damage`: one bit of the body that is sent, or of the answer's,
+    is another.
     """
 
     stall: float = 0.0
     status: int | None = None
     retry_after: int | None = None
     drop: int | None = None
+    late: float = 0.0
+    lost: bool = False
+    damage: Literal["request", "answer"] | None = None
+    message: str | None = None
 
 
 Faults = Callable[[int, Request], Fault | None]
@@ -91,13 +99,33 @@ class Outermost:
         decide = self.faults()
         fault = decide(seen.number, request) if decide is not None else None
 
+        whole = True
+
+        def damaged(message: Message) -> Message:
+            """The message with a bit in the middle of the first body flipped."""
+            nonlocal whole
+            body = bytearray(message.get("body", b""))
+            if body and whole:
+                whole = False
+                body[len(body) // 2] ^= 1
+            return {**message, "body": bytes(body)} if body else message
+
         async def counted_receive() -> Message:
             message = await receive()
             seen.received += len(message.get("body", b""))
+            if fault is not None and fault.damage == "request":
+                message = damaged(message)
             return message
 
         async def counted_send(message: Message) -> None:
             seen.status = message.get("status", seen.status)
+            if fault is not None and message["type"] == "http.response.start":
+                await asyncio.sleep(fault.late)
+                if fault.lost:
+                    _cut(send, flush=False)
+                    raise Dropped
+            if fault is not None and fault.damage == "answer":
+                message = damaged(message)
             body = message.get("body", b"")
             if fault is not None and fault.drop is not None and seen.sent + len(body) > fault.drop:
                 kept = body[: fault.drop - seen.sent]
@@ -116,7 +144,7 @@ class Outermost:
                 return
             if fault is not None and fault.status is not None:
                 headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                refusal = JSONResponse({"error": f"Fault {fault.status}"}, fault.status, headers)
+                refusal = JSONResponse({"error": fault.message or f"Fault {fault.status}"}, fault.status, headers)
                 await refusal(scope, counted_receive, counted_send)
                 return
             await self.app(scope, counted_receive, counted_send)

@@ -47,6 +47,7 @@ def hub(tmp_path: Path) -> Iterator[Server]:
 def api(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HfApi:
     # The client's cache would carry files from one server to the next.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("bot.publish.patience.PAUSE", 0.01)
     return HfApi(endpoint=hub.endpoint, token=hub.token())
 
 
@@ -98,7 +99,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(out: Path, hub: Se
     publish(out, token=hub.token(), endpoint=hub.endpoint)
     (out / "model/README.md").write_text("changed\n")
     again = publish(out, token=hub.token(), endpoint=hub.endpoint, dry_run=True)
-    assert [change.changed for change in again.repositories] == [(), ("README.md",)]
+    assert [change.changed for change in again.repositories] == [(), ("README.md", "moerge.lock.json")]
 
 
 def test_files_we_did_not_write_stay_and_ours_that_are_gone_are_removed(out: Path, hub: Server, api: HfApi) -> None:
@@ -194,7 +195,9 @@ def test_a_commit_that_came_in_between_loses_nothing(out: Path, hub: Server, api
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfApi, "create_commit", meanwhile)
-        with pytest.raises(DestinationError, match="changed while we uploaded"):
-            publish(out, token=hub.token(), endpoint=hub.endpoint)
+        assert publish(out, token=hub.token(), endpoint=hub.endpoint).changed
     assert "theirs.txt" in api.list_repo_files(REPO)
-    assert publish(out, token=hub.token(), endpoint=hub.endpoint).changed
+    assert Path(api.hf_hub_download(REPO, "README.md")).read_text() == "new\n"
+    theirs, ours = api.list_repo_commits(REPO)[1], api.list_repo_commits(REPO)[0]
+    assert theirs.title.startswith("Upload theirs.txt") and ours.title.startswith("Release")
+    assert {ref.target_commit for ref in api.list_repo_refs(REPO).tags} == {ours.commit_id}
