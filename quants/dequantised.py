@@ -17,7 +17,7 @@ from merge.evaluate import Evaluator
 from merge.expr import Expr, Read
 from quants.filetypes import tensor_bytes
 from quants.kernels import decode
-from quants.layout import Layout, Origin
+from quants.layout import EMBEDDING, OUTPUT, Layout, Origin
 from quants.nodes import Permute
 from quants.structure import raw, read_tensors
 
@@ -28,10 +28,11 @@ def dequantised(
     paths: Sequence[Path], layout: Layout, tensors: Mapping[str, Expr]
 ) -> tuple[dict[str, Expr], Evaluator]:
     """The checkpoint's `tensors` as the files in `paths` have them: float32 expressions, and their evaluator."""
-    weights = _Weights(paths, layout, {name: x.shape for name, x in tensors.items()})
-    expressions: dict[str, Expr] = {
-        name: Read(_SOURCE, name, "F32", x.shape) for name, x in tensors.items() if name in layout.origins
-    }
+    shapes = {name: x.shape for name, x in tensors.items() if name in layout.origins}
+    if OUTPUT in layout.origins:  # a file may have one of its own where the model's is the embedding
+        shapes.setdefault(OUTPUT, shapes[EMBEDDING])
+    weights = _Weights(paths, layout, shapes)
+    expressions: dict[str, Expr] = {name: Read(_SOURCE, name, "F32", shape) for name, shape in shapes.items()}
     return expressions, Evaluator({_SOURCE: weights})  # type: ignore[dict-item]  # of Files only `flat` is used
 
 

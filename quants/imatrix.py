@@ -57,7 +57,7 @@ class Imatrix:
         dead = {}
         for name, counts in self.counts.items():
             layer = layer_of(name)
-            if layer is not None and name.endswith("_gate_exps.weight") and (counts == 0).any():
+            if layer is not None and name.endswith("_down_exps.weight") and (counts == 0).any():
                 dead[layer] = tuple(np.flatnonzero(counts == 0).tolist())
         return dead
 

@@ -10,16 +10,19 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from merge.dtypes import WEIGHT_DTYPES
 from merge.errors import SourceError
 from merge.expr import Expr
-from quants.families import FAMILIES, GgufFamily, experts_of, first_moe_layer
+from quants.families import FAMILIES, GgufFamily, experts_of, first_moe_layer, why_not
 from quants.filetypes import FILE_TYPES, FileType, padded
 from quants.mixtures import ModelShape, file_order, quantised_bytes, tensor_types
 from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
 
+# The embedding, and the output matrix that may be tied to it.
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # What the metadata of a file takes beside its tensors' names: the vocabulary, mostly. Bytes per entry of it (text, type,
 # score or merge), as measured on files of the Llama, Mistral and SmolLM2 tokenizers; only predictions use it.
 VOCABULARY_BYTES = 36
@@ -90,8 +93,15 @@ def gguf_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
     for name, x in tensors.items():
         if x.dtype not in WEIGHT_DTYPES:
             raise SourceError(f"tensor {name!r} has dtype {x.dtype}, which GGUF has no weights of; cast it first")
-    if (activation := config.get("hidden_act", "silu")) != "silu":
-        raise SourceError(f"config.json has hidden_act {activation!r}; llama.cpp computes this architecture with silu")
+    if why := why_not(config):
+        raise SourceError(f"config.json has {why}")
+    kind = str(rope_parameters(config).get("rope_type", "default")).lower()
+    if kind != "default" and kind not in family.ropes:
+        raise SourceError(
+            f"config.json asks for rotary scaling of type {kind!r}, which llama.cpp has not for this family"
+        )
+    if family.own_output and config.get("tie_word_embeddings"):
+        tensors = {OUTPUT: tensors[EMBEDDING], **tensors} if EMBEDDING in tensors else tensors
     return _Layouter(config, tensors, family).layout()
 
 
@@ -118,6 +128,14 @@ def wants_imatrix(types: Iterable[str]) -> bool:
 _EXPERT = re.compile(r"(model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts)\.(\d+)\.(\w+)\.weight")
 _LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.")
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
+# Names that the gguf package does not know, or knows with a dot that is not there.
+_OWN_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+        "block_sparse_moe.router.weight": "ffn_gate_inp.weight",
+        "self_attn.sinks": "attn_sinks.weight",
+    }
+)
 # The endings of tensors that hold several projections, or all experts, and the GGUF tensors they go to.
 _FUSED = (
     (re.compile(r".*\.experts\.gate_up_proj(\.weight)?"), ("ffn_gate_exps", "ffn_up_exps")),
@@ -144,7 +162,7 @@ class _Layouter:
         self.heads = _number(config, "num_attention_heads")
         self.kv_heads = _kv_heads(config, tensors, self.heads)
         self.experts = experts_of(config)
-        arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == family.architecture)
+        arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == (family.like or family.architecture))
         self.names = get_tensor_name_map(arch, self.layers)
         self.found: dict[str, GgufExpr] = {}
         self.stacks: dict[str, dict[int, tuple[str, Expr]]] = {}
@@ -156,12 +174,6 @@ class _Layouter:
                 self._place(name, x)
         for new_name, parts in self.stacks.items():
             self._stack(new_name, parts)
-        kind = str(rope_parameters(self.config).get("rope_type", "default")).lower()
-        is_llama = self.family.architecture in ("llama", "granitemoe")
-        if (kind == "llama3" and not is_llama) or (kind != "default" and self.family.architecture == "deepseek"):
-            raise SourceError(
-                f"config.json asks for rotary scaling of type {kind!r}, which llama.cpp has not for this family"
-            )
         if factors := _rope_factors(self.config):
             self.found["rope_freqs.weight"] = factors
         self._require_all()
@@ -180,14 +192,23 @@ class _Layouter:
             return
         for pattern, targets in _FUSED:
             if layer and pattern.fullmatch(name):
+                if "ffn_gate_up_exps" in self.family.experts and len(targets) == 2:
+                    targets = ("ffn_gate_up_exps",)
                 self._split(name, x, int(layer[1]), targets)
                 return
-        new_name = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new_name is None:
+        place = self._name(name, layer)
+        if place is None:
             raise SourceError(f"tensor {name!r} has no place in a GGUF file of this architecture")
         heads = {"q_proj": self.heads, "k_proj": self.kv_heads}.get(name.split(".")[-2])
-        self._put(name, new_name, Permute(x, heads) if heads and self.family.permuted else x)
-        self.origins[name] = (Origin(new_name),)
+        self._put(name, place, Permute(x, heads) if heads and self.family.permuted else x)
+        self.origins[name] = (Origin(place),)
+
+    def _name(self, name: str, layer: re.Match[str] | None) -> str | None:
+        """GGUF's name of a tensor; None where it has none."""
+        if layer and (own := _OWN_NAMES.get(name[layer.end() :])):
+            return f"blk.{layer[1]}.{own}"
+        found: str | None = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
+        return found
 
     def _put(self, name: str, new_name: str, x: GgufExpr) -> None:
         if new_name in self.found:
@@ -222,11 +243,13 @@ class _Layouter:
     def _require_all(self) -> None:
         """Raises SourceError if a tensor that llama.cpp needs is missing."""
         needed = ["token_embd.weight", "output_norm.weight"]
-        needed += [] if self.config.get("tie_word_embeddings") else ["output.weight"]
+        family, tied = self.family, self.config.get("tie_word_embeddings")
+        needed += [] if tied and not family.own_output else ["output.weight"]
+        has_shared = family.shared_key is None or self.config.get(family.shared_key)
         for layer in range(self.layers):
-            parts = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", *self.family.attention]
+            parts = [*family.norms, "attn_q", "attn_k", "attn_v", "attn_output", *family.attention]
             if self.experts and layer >= first_moe_layer(self.config):
-                parts += ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", *self.family.shared]
+                parts += ["ffn_gate_inp", *family.experts, *(family.shared if has_shared else ())]
             else:
                 parts += ["ffn_gate", "ffn_up", "ffn_down"]
             needed += [f"blk.{layer}.{part}.weight" for part in parts]

@@ -1,4 +1,5 @@
-"""The metadata of a GGUF file: what it is (general.*), and the model's numbers (llama.*), as llama.cpp's converter has them.
+"""The metadata of a GGUF file: what it is (general.*); the model's numbers are in quants.numbers, its vocabulary in
+quants.tokenizer.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -6,17 +7,16 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from merge.errors import SourceError
-from quants.families import FAMILIES, experts_of
 from quants.filetypes import FileType
 from quants.imatrix import Imatrix
-from quants.layout import Layout, head_size, rope_parameters
+from quants.layout import Layout
+from quants.numbers import add_numbers
 from quants.tokenizer import Vocabulary
 
 # A model card's front matter larger than this, or with YAML aliases (which can explode when read), is refused.
@@ -119,7 +119,7 @@ def gguf_metadata(
     writer = gguf.GGUFWriter(None, layout.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     _add_info(writer, info, layout)
-    _add_numbers(writer, _with_defaults(config))
+    add_numbers(writer, config)
     vocabulary.add_to(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(file_type.id)
@@ -170,131 +170,6 @@ def _add_info(writer: Any, info: ModelInfo, layout: Layout) -> None:
                     getattr(writer, f"add_{kind}_{key}")(index, value)
     writer.add_tags(info.tags)
     writer.add_languages(info.languages)
-
-
-def _add_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    """<architecture>.*: the sizes and constants of the model. `config` has its defaults filled in."""
-    numbers: tuple[tuple[str, Callable[[Any], None]], ...] = (
-        ("num_hidden_layers", writer.add_block_count),
-        ("max_position_embeddings", writer.add_context_length),
-        ("hidden_size", writer.add_embedding_length),
-        ("intermediate_size", writer.add_feed_forward_length),
-        ("num_attention_heads", writer.add_head_count),
-        ("num_key_value_heads", writer.add_head_count_kv),
-        ("rms_norm_eps", writer.add_layer_norm_rms_eps),
-        ("num_experts_per_tok", writer.add_expert_used_count),
-    )
-    for key, add in numbers:
-        if (value := config.get(key)) is not None:
-            add(value)
-    _add_rope(writer, rope_parameters(config))
-    if experts := experts_of(config):
-        writer.add_expert_count(experts)
-    # llama.cpp's Granite has no head size of its own.
-    if (size := config.get("head_dim")) is not None and not config["model_type"].startswith("granite"):
-        writer.add_key_length(size)
-        writer.add_value_length(size)
-    _OWN_NUMBERS[FAMILIES[config["model_type"]].architecture](writer, config)
-
-
-def _llama_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    writer.add_vocab_size(config["vocab_size"])
-    granite = config["model_type"].startswith("granite")
-    writer.add_rope_dimension_count(
-        config["hidden_size"] // config["num_attention_heads"] if granite else head_size(config)
-    )
-
-
-def _granite_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    _llama_numbers(writer, config)
-    for key, add in (
-        ("attention_multiplier", writer.add_attention_scale),
-        ("embedding_multiplier", writer.add_embedding_scale),
-        ("residual_multiplier", writer.add_residual_scale),
-        ("logits_scaling", writer.add_logit_scale),
-        ("shared_intermediate_size", writer.add_expert_shared_feed_forward_length),
-    ):
-        if value := config.get(key):
-            add(value)
-
-
-def _qwen_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    for key, add in (
-        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
-        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
-    ):
-        if (value := config.get(key)) is not None:
-            add(value)
-
-
-def _deepseek_numbers(writer: Any, config: Mapping[str, Any]) -> None:
-    import gguf
-
-    writer.add_rope_dimension_count(head_size(config))
-    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    writer.add_expert_weights_scale(1.0)
-    writer.add_expert_shared_count(config["n_shared_experts"])
-    if config.get("scoring_func") is not None:
-        if config["scoring_func"] != "softmax":
-            raise SourceError(f"config.json scores experts by {config['scoring_func']!r}; llama.cpp knows softmax here")
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
-    for key, add in (("n_group", writer.add_expert_group_count), ("topk_group", writer.add_expert_group_used_count)):
-        if (value := config.get(key)) is not None:
-            add(value)
-
-
-_OWN_NUMBERS: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = MappingProxyType(
-    {
-        "llama": _llama_numbers,
-        "granitemoe": _granite_numbers,
-        "qwen2moe": _qwen_numbers,
-        "qwen3moe": _qwen_numbers,
-        "deepseek": _deepseek_numbers,
-    }
-)
-
-
-def _add_rope(writer: Any, rope: Mapping[str, Any]) -> None:
-    """llama.rope.*: base frequency and scaling. Raises SourceError for a scaling that llama.cpp cannot be told of."""
-    import gguf
-
-    kind = str(rope.get("rope_type", "default")).lower()
-    if kind in ("default", "llama3"):  # llama3's factors are a tensor
-        pass
-    elif kind not in ("linear", "yarn"):
-        raise SourceError(f"config.json asks for rotary scaling of type {kind!r}, which a GGUF file cannot say")
-    else:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR if kind == "linear" else gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
-    if kind == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        attention = rope.get("attention_factor", rope.get("attn_factor"))
-        for value, add in (
-            (rope.get("extrapolation_factor"), writer.add_rope_scaling_yarn_ext_factor),
-            (attention, writer.add_rope_scaling_yarn_attn_factor),
-            (rope.get("beta_fast"), writer.add_rope_scaling_yarn_beta_fast),
-            (rope.get("beta_slow"), writer.add_rope_scaling_yarn_beta_slow),
-        ):
-            if value is not None:
-                add(value)
-    if (theta := rope.get("rope_theta")) is not None:
-        writer.add_rope_freq_base(theta)
-
-
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with what it leaves out as transformers' own configuration class has it."""
-    from transformers import CONFIG_MAPPING
-
-    if config["model_type"] not in CONFIG_MAPPING:  # DeepSeek's first architecture has no class there
-        return dict(config)
-    try:
-        filled: dict[str, Any] = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).to_dict()
-    except Exception as error:  # transformers raises whatever the values provoke
-        raise SourceError(f"config.json is not one that transformers takes: {error}") from error
-    return filled
 
 
 def _check_front_matter(card: Path) -> None:

@@ -4,7 +4,7 @@ Names as transformers has them
 (https://github.com/huggingface/transformers/tree/main/src/transformers/models/cohere2_moe): `mlp.gate` is the router,
 `mlp.experts.E.gate_proj|up_proj|down_proj` are the experts, `mlp.shared_experts.*` is the shared one, whose output is added in
 full. The softmax is over the chosen experts alone, so their weights sum to one. As in Cohere2, attention and MLP read the same
-norm, and only layers with a sliding window have RoPE. llama.cpp has no such architecture.
+norm, and only layers with a sliding window have RoPE.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_ARCHITECTURE, PLAIN_SHARED, Block, Mixture
+from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "cohere2_moe"
@@ -32,8 +32,10 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp has no such architecture."""
-    return NO_ARCHITECTURE
+    """llama.cpp has the architecture, but it takes the mean of shared and chosen experts, and has no biases."""
+    if mixture.has_shared:
+        return "llama.cpp's Cohere2-MoE takes the mean of the shared expert and the others, where the merge adds them"
+    return "llama.cpp's Cohere2-MoE has no attention biases" if base.biased else no_gguf_rope(base)
 
 
 def keeps(tensor: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture
+from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "deepseek"
@@ -38,10 +38,10 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp runs such a model only with a shared expert, and without biases."""
+    """llama.cpp runs such a model only with a shared expert, and without biases or a scaled rotary embedding."""
     if not mixture.has_shared:
         return "llama.cpp's DeepSeek needs a shared expert"
-    return "llama.cpp's DeepSeek has no attention biases" if base.biased else None
+    return "llama.cpp's DeepSeek has no attention biases" if base.biased else no_gguf_rope(base)
 
 
 def keeps(tensor: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NOT_WRITTEN, PLAIN_SHARED, Block, Mixture
+from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "ernie4_5_moe"
@@ -31,8 +31,8 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp has the architecture, but no GGUF of it is written here."""
-    return NOT_WRITTEN
+    """llama.cpp has the architecture, but not every scaling of the rotary embedding."""
+    return no_gguf_rope(base, "linear", "yarn")
 
 
 def keeps(tensor: str) -> bool:

@@ -14,9 +14,8 @@ Mlp: TypeAlias = Mapping[str, Expr]
 
 # How a family's shared expert is weighed: there is none, or by a gate of its own, or not at all.
 NO_SHARED, GATED_SHARED, PLAIN_SHARED = "none", "gated", "plain"
-# Reasons for there being no GGUF file.
+# A reason for there being no GGUF file.
 NO_ARCHITECTURE = "llama.cpp has no such models"
-NOT_WRITTEN = "this version of moerge does not write this architecture"
 
 
 @dataclass(frozen=True)
@@ -77,3 +76,9 @@ class Family(Protocol):
 
     def output_config(self, base: DenseModel, mixture: Mixture) -> dict[str, Any]:
         """config.json of the result."""
+
+
+def no_gguf_rope(base: DenseModel, *known: str) -> str | None:
+    """Why the base's rotary embedding keeps a GGUF file from being made, where llama.cpp knows the scalings `known`."""
+    kind = base.rope_scaling["rope_type"] if base.rope_scaling else "default"
+    return None if kind in ("default", *known) else f"llama.cpp has no rotary scaling of type {kind!r} for such models"

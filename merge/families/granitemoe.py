@@ -16,7 +16,7 @@ from typing import Any
 
 from merge.expr import Concat, Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture
+from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import ATTENTION
 
 NAME = "granitemoe"
@@ -35,11 +35,9 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
     """llama.cpp has the architecture, but only with heads that fill the hidden size."""
-    return (
-        None
-        if base.heads_fill_hidden
-        else "llama.cpp's Granite has no heads of another size than the hidden size's share"
-    )
+    if not base.heads_fill_hidden:
+        return "llama.cpp's Granite has no heads of another size than the hidden size's share"
+    return no_gguf_rope(base, "linear", "yarn", "llama3")
 
 
 def keeps(tensor: str) -> bool:

@@ -4,8 +4,7 @@ transformers writes such models under its own, fused names: `block_sparse_moe.ex
 intermediate, hidden), of each expert first the gate, then the up projection; `experts.down_proj` is (experts, hidden,
 intermediate); `router.weight` is the router
 (https://github.com/huggingface/transformers/tree/main/src/transformers/models/granitemoe_swa). The softmax is over the chosen
-experts alone, so their weights sum to one. The optional shared expert is left out (`shared_intermediate_size` 0). llama.cpp
-has no such architecture.
+experts alone, so their weights sum to one. The optional shared expert is left out (`shared_intermediate_size` 0).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from merge.expr import Concat, Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import NO_ARCHITECTURE, NO_SHARED, Block, Mixture
+from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
 
 NAME = "granitemoe_swa"
 TITLE = "Granite-MoE-SWA"
@@ -32,8 +31,12 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp has no such architecture."""
-    return NO_ARCHITECTURE
+    """llama.cpp has the architecture, but only with heads that fill the hidden size, and one RoPE for all layers."""
+    if not base.heads_fill_hidden:
+        return "llama.cpp's Granite has no heads of another size than the hidden size's share"
+    if len(set(base.carried.get("layer_rope_theta") or ()) - {None, 0}) > 1:
+        return "llama.cpp's Granite has one RoPE base for all layers"
+    return no_gguf_rope(base, "linear", "yarn", "llama3")
 
 
 def keeps(tensor: str) -> bool:

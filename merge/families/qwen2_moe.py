@@ -20,7 +20,7 @@ from typing import Any
 
 from merge.expr import Expr, Gate
 from merge.families.dense import DenseModel
-from merge.families.family import GATED_SHARED, Block, Mixture
+from merge.families.family import GATED_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "qwen2_moe"
@@ -42,14 +42,10 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp has the architecture, but only with heads that fill the hidden size, and with an output matrix."""
-    if base.tied:
-        return "llama.cpp's Qwen2-MoE has no tied embeddings"
-    return (
-        None
-        if base.heads_fill_hidden
-        else "llama.cpp's Qwen2-MoE has no heads of another size than the hidden size's share"
-    )
+    """llama.cpp has the architecture, but only with heads that fill the hidden size."""
+    if not base.heads_fill_hidden:
+        return "llama.cpp's Qwen2-MoE has no heads of another size than the hidden size's share"
+    return no_gguf_rope(base, "linear", "yarn")
 
 
 def keeps(tensor: str) -> bool:

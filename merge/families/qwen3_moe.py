@@ -12,7 +12,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture
+from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "qwen3_moe"
@@ -31,8 +31,8 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """None: llama.cpp has the architecture."""
-    return None
+    """llama.cpp has the architecture, but not every scaling of the rotary embedding."""
+    return no_gguf_rope(base, "linear", "yarn")
 
 
 def keeps(tensor: str) -> bool:

@@ -21,6 +21,7 @@ from quants.proof import generate
 from tests.dense import SIZES, planned
 from tests.merge.test_families import small
 
+_DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 # Families that llama.cpp runs, each with the bases it takes and what is special about them.
 BASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mixtral", "llama", {}),
@@ -41,6 +42,15 @@ BASES: list[tuple[str, str, dict[str, Any]]] = [
     ("granitemoe", "llama", {"attention_bias": True}),
     ("granitemoe", "qwen2", {}),
     ("granitemoe", "seed_oss", {}),
+    ("qwen2_moe", "qwen2", {"tie_word_embeddings": True}),
+    ("granitemoe_swa", "granite_swa", {}),
+    ("granitemoe_swa", "granite_swa", {"sliding_window": 8, "layer_rope_theta": [10000.0, 0.0]}),
+    ("ernie4_5_moe", "ernie4_5", {}),
+    ("ernie4_5_moe", "ernie4_5", {"tie_word_embeddings": False, "head_dim": 24}),
+    ("hunyuan_v1_moe", "hunyuan_v1_dense", {}),
+    ("hunyuan_v1_moe", "hunyuan_v1_dense", {"head_dim": 24, "tie_word_embeddings": True}),
+    ("cohere2_moe", "cohere2", {}),
+    ("cohere2_moe", "cohere2", {"sliding_window": 8, "tie_word_embeddings": False}),
 ]
 
 
@@ -90,7 +100,10 @@ def test_experts_equal_to_the_base_give_the_base_in_llama_cpp(
     ("model_type", "changes", "keys", "why"),
     [
         ("olmo2", {}, {}, "has no such models"),
-        ("ernie4_5", {}, {}, "does not write this architecture"),
+        ("cohere2", {}, {"shared_experts": [{"residual_scale": 0.1}]}, "takes the mean"),
+        ("cohere2", {"attention_bias": True}, {}, "no attention biases"),
+        ("hunyuan_v1_dense", {"attention_bias": True}, {}, "no bias of the attention's output"),
+        ("llama", {"rope_parameters": _DYNAMIC}, {}, "no rotary scaling of type 'dynamic'"),
         ("llama", {}, {"architecture": "deepseek"}, "needs a shared expert"),
         (
             "llama",
@@ -99,7 +112,6 @@ def test_experts_equal_to_the_base_give_the_base_in_llama_cpp(
             "no attention biases",
         ),
         ("qwen2", {"head_dim": 24}, {}, "no heads of another size"),
-        ("qwen2", {"tie_word_embeddings": True}, {}, "no tied embeddings"),
         ("granite", {"head_dim": 24}, {}, "no heads of another size"),
         ("llama", {"hidden_act": "gelu"}, {}, "with silu, not with gelu"),
     ],

@@ -83,6 +83,7 @@ def described(family: Family) -> str:
     base = dense_model(SIZES | {"model_type": family.ACCEPTS[0], "head_dim": 16})
     alone, beside = (family.why_no_gguf(base, Mixture(2, 2, has_shared, "bfloat16")) for has_shared in (False, True))
     gguf = "no" if alone and beside else "with a shared expert" if alone else "yes"
+    gguf = "without a shared expert" if beside and not alone else gguf
     runs = "transformers" if family.NAME in CONFIG_MAPPING else "DeepSeek's own code"
     sums = "one" if family.NORMALISES else "less, unless all are chosen"
     takes = ", ".join(f"`{name}`" for name in family.ACCEPTS)

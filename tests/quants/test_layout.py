@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(change: Any, message: str) ->
 
 
 def test_other_families_are_refused_by_name() -> None:
-    with pytest.raises(SourceError, match="'gpt_neox'; supported are deepseek, granitemoe"):
+    with pytest.raises(SourceError, match="'gpt_neox'; supported are cohere2_moe, deepseek"):
         gguf_layout(config(model_type="gpt_neox"), headers(config()))
 
 
