@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from evals.results import FileMade, QuantFailed, QuantMade
 from merge.checkpoint import Checkpoint
-from merge.expr import Expr, elements
+from merge.errors import SourceError
+from merge.expr import Expr, Read, elements
 from merge.files import file_sha256, writing
 from merge.plan import MergePlan
 from merge.progress import progress
 
 if TYPE_CHECKING:
     from evals.quality import Weights
-    from merge.evaluate import Evaluator
+    from merge.stored import Stored
     from quants.build import QuantFile
     from quants.metadata import ModelInfo
 
@@ -37,16 +38,23 @@ class OpenModel:
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Expr]
-    evaluator: Evaluator
+    contents: Stored
     folder: Path
 
 
 def open_model(folder: Path) -> OpenModel:
     """The checkpoint in `folder`. Raises SourceError."""
-    from merge.evaluate import checkpoint_expressions
+    from merge.checkpoint import open_folder
+    from merge.source_files import open_files
+    from merge.stored import Stored
 
-    tensors, config, evaluator = checkpoint_expressions(folder)
-    return OpenModel(config, tensors, evaluator, folder)
+    checkpoint = open_folder(folder)
+    if checkpoint.tensors is None:
+        raise SourceError(f"{folder}: no safetensors weights in it")
+    tensors: dict[str, Expr] = {
+        name: Read(checkpoint.key, name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()
+    }
+    return OpenModel(checkpoint.config, tensors, Stored(open_files({checkpoint.key: checkpoint}), {}), folder)
 
 
 def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, folder: Path) -> OpenModel:
@@ -55,16 +63,16 @@ def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path,
     Writes the small files of its checkpoint, config.json and tokenizer, into `folder`; its weights are read where they are.
     Raises SourceError or DestinationError.
     """
-    from merge.evaluate import Evaluator
-    from merge.gates.store import load_gates
+    from merge.gates.store import read_gates
     from merge.source_files import open_files
+    from merge.stored import Stored
     from merge.writer import write_described
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_described(plan, local[plan.base], folder)
     tensors = {tensor.name: tensor.expr for tensor in plan.tensors}
-    return OpenModel(plan.config, tensors, Evaluator(open_files(local), load_gates(gates)), folder)
+    return OpenModel(plan.config, tensors, Stored(open_files(local), read_gates(gates)), folder)
 
 
 def quant_of(result: Mapping[str, Any]) -> QuantMade:
@@ -102,7 +110,7 @@ def quantised(
     try:
         with progress(f"gguf ({', '.join(types)})", total) as shown:
             files = quantize(
-                model.config, model.tensors, model.evaluator, model.folder, partial, name, types, info,
+                model.config, model.tensors, model.contents, model.folder, partial, name, types, info,
                 progress=shown.advance, imatrix=matrix, max_bytes=max_bytes, threads=threads,
             )  # fmt: skip
         with writing(folder):
@@ -117,9 +125,9 @@ def _accepted(file: QuantFile, folder: Path, weights: int) -> QuantMade | QuantF
 
     if file.failure or file.proof is None:
         return QuantFailed(file.file_type, file.failure or "it was not proven")
+    parts = [FileMade(part.path.name, part.bytes, file_sha256(part.path)) for part in file.parts]
     for part in file.parts:
         part.path.rename(folder / part.path.name)
-    parts = [FileMade(part.path.name, part.bytes, part.sha256) for part in file.parts]
     return QuantMade(
         file=parts[0],
         further_files=tuple(parts[1:]),
@@ -140,12 +148,13 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
     """
     from evals.quality import pieces, text_ids
     from merge.forward import StreamedModel
-    from quants.imatrix import CALIBRATION, collect, save_imatrix
+    from quants.activations import collect
+    from quants.imatrix import CALIBRATION, save_imatrix
     from quants.layout import gguf_layout
 
     text = "\n\n".join((CALIBRATION.read_text(encoding="utf-8"), *prompts))
     batches = pieces(text_ids(model.folder, text), CHUNK)
-    streamed = StreamedModel(model.config, model.tensors, model.evaluator, device=device)
+    streamed = StreamedModel(model.config, model.tensors, model.contents.evaluator, device=device)
     with progress("importance matrix", streamed.num_layers, unit="layer") as shown:
         matrix = collect(streamed, gguf_layout(model.config, model.tensors), batches, [CALIBRATION.name], shown.advance)
     unreached: dict[int, list[int]] = {}
@@ -173,7 +182,7 @@ def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], 
     batches = pieces(text_ids(model.folder, TEXT.read_text(encoding="utf-8")))
     with progress("quality of the quants", 1 + len(quants), unit="model") as shown:
         found = measure(
-            model.config, (model.tensors, model.evaluator), {quant.type: opened(quant) for quant in quants}, batches,
+            model.config, (model.tensors, model.contents.evaluator), {quant.type: opened(quant) for quant in quants}, batches,
             device=device, progress=shown.advance,
         )  # fmt: skip
     return {

@@ -17,6 +17,8 @@ from merge.expr import Expr, Gate
 from merge.source_files import Files
 
 if TYPE_CHECKING:
+    import torch
+
     from merge.evaluate import Evaluator
 
 
@@ -33,10 +35,15 @@ class Stored:
             rows = self._gates[x.layer][x.first : x.first + x.shape[0]]
             yield rounded(rows, x.dtype).data.cast("B")
         else:
-            yield from self._evaluator.stored(x)
+            yield from self.evaluator.stored(x)
+
+    def flat(self, x: Expr, start: int, stop: int) -> torch.Tensor:
+        """Elements start..stop of `x` in row-major order, in its dtype."""
+        return self.evaluator.flat(x, start, stop)
 
     @cached_property
-    def _evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator:
+        """What makes numbers of them."""
         import torch
 
         from merge.evaluate import Evaluator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import DestinationError, MoergeError, ProofError, UsageError
-from merge.evaluate import Evaluator
 from merge.expr import Expr
 from quants.families import first_moe_layer
 from quants.filetypes import FILE_TYPES, FileType, tensor_bytes
@@ -19,6 +17,7 @@ from quants.layout import Layout, gguf_layout
 from quants.metadata import ModelInfo, gguf_metadata
 from quants.proof import Proof
 from quants.proof import prove as prove_file
+from quants.rows import Contents
 from quants.tokenizer import read_vocabulary
 from quants.writer import Progress, Target, write_ggufs
 
@@ -29,7 +28,6 @@ class Part:
 
     path: Path
     bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def file_path(out_dir: Path, name: str, file_type: str) -> Path:
 def quantize(
     config: Mapping[str, Any],
     tensors: Mapping[str, Expr],
-    evaluator: Evaluator,
+    contents: Contents,
     tokenizer_folder: Path,
     out_dir: Path,
     name: str,
@@ -111,13 +109,13 @@ def quantize(
     ]
     started = time.monotonic()
     importance = imatrix.importance() if imatrix else None
-    written = write_ggufs(layout, evaluator, targets, progress, threads, importance)
+    written = write_ggufs(layout, contents, targets, progress, threads, importance)
     if imatrix:
         save_imatrix(imatrix, matrix)
     seconds = time.monotonic() - started
     made = []
     for target, files in zip(targets, written, strict=True):
-        unproven = QuantFile(target.file_type.name, tuple(_part(path) for path in files), seconds)
+        unproven = QuantFile(target.file_type.name, tuple(Part(path, path.stat().st_size) for path in files), seconds)
         made.append(_proven(unproven, target, config, layout, imatrix is not None, threads) if prove else unproven)
     return made
 
@@ -146,15 +144,6 @@ def data_bytes(layout: Layout, types: Sequence[str], imatrix: bool = False) -> i
         chosen = layout.types(file_type, imatrix)
         total += sum(tensor_bytes(chosen[name], shape) for name, shape in layout.shapes.items())
     return total
-
-
-def _part(path: Path) -> Part:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return Part(path, file.seek(0, 2), digest)
-    except OSError as error:
-        raise DestinationError(f"{path}: cannot be read back ({error.strerror})") from None
 
 
 def _proven(

@@ -10,21 +10,30 @@ import ctypes
 import functools
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from merge.errors import UsageError
 from quants.filetypes import TENSOR_TYPES, tensor_bytes
 
-_FLOAT = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+if TYPE_CHECKING:
+    import torch
+
+# ggml's own rows of numbers that are not blocks, by numpy's type; BF16 as its bits.
+_FLOAT: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
+}
+_NAMES: dict[np.dtype[Any], str] = {np.dtype(np.float16): "fp16", np.dtype(np.uint16): "bf16"}
+
+Array = npt.NDArray[Any]
 
 
-def encode(
-    rows: torch.Tensor, tensor_type: str, importance: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.uint8]:
-    """The bytes of `rows` (rows, row length; F32, F16 or BF16) stored as `tensor_type`.
+def encode(rows: Array, tensor_type: str, importance: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.uint8]:
+    """The bytes of `rows` (rows, row length; float32, float16, or the bits of BF16) stored as `tensor_type`.
 
     `importance` (row length) weighs the errors of the columns, where the type's search for the best block heeds it.
 
@@ -32,17 +41,17 @@ def encode(
     half-precision scales of a block.
     """
     if tensor_type in _FLOAT:
-        encoded = rows.to(_FLOAT[tensor_type]).contiguous().view(torch.uint8).reshape(-1).numpy()
+        encoded = _as_float(rows, _FLOAT[tensor_type]).reshape(-1).view(np.uint8)
     else:
         count, length = rows.shape
         encoded = np.empty(tensor_bytes(tensor_type, rows.shape), np.uint8)
-        source = rows.float().contiguous()
+        source = float32(rows)
         weights = None
         if importance is not None:
             weights = np.ascontiguousarray(importance, np.float32)
             assert weights.shape == (length,)
         written = library().ggml_quantize_chunk(
-            TENSOR_TYPES[tensor_type].id, source.data_ptr(), encoded.ctypes.data, 0, count, length,
+            TENSOR_TYPES[tensor_type].id, source.ctypes.data, encoded.ctypes.data, 0, count, length,
             None if weights is None else weights.ctypes.data,
         )  # fmt: skip
         assert written == encoded.nbytes
@@ -51,20 +60,48 @@ def encode(
     return encoded
 
 
+def float32(rows: Array) -> npt.NDArray[np.float32]:
+    """`rows` as float32; themselves where they are."""
+    return _as_float(rows, np.dtype(np.float32))
+
+
+def _as_float(rows: Array, dtype: np.dtype[Any]) -> Array:
+    """`rows` in another of the types that are numbers, rounded to the nearest."""
+    rows = np.ascontiguousarray(rows)
+    if rows.dtype == dtype:
+        return rows
+    if rows.dtype != np.float32:
+        wide = np.empty(rows.shape, np.float32)
+        _convert(f"ggml_{_NAMES[rows.dtype]}_to_fp32_row", rows, wide)
+        rows = wide
+    if dtype == np.float32:
+        return rows
+    narrow = np.empty(rows.shape, dtype)
+    _convert(f"ggml_fp32_to_{_NAMES[dtype]}_row", rows, narrow)
+    return narrow
+
+
+def _convert(function: str, source: Array, target: Array) -> None:
+    """Calls one of ggml's functions on rows: (source, target, number of the target's elements)."""
+    call = library()[function]
+    call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    call.restype = None
+    call(source.ctypes.data, target.ctypes.data, target.size)
+
+
 def decode(encoded: npt.NDArray[np.uint8], tensor_type: str, length: int) -> torch.Tensor:
     """The numbers that `encoded`, whole rows of `length` elements, stands for: float32 (rows, row length)."""
-    if tensor_type in _FLOAT:
-        return torch.from_numpy(encoded.copy()).view(_FLOAT[tensor_type]).view(-1, length).float()
-    count = encoded.nbytes // tensor_bytes(tensor_type, (length,))
-    values = torch.empty(count, length)
+    import torch
+
     source = np.ascontiguousarray(encoded)
+    if tensor_type in _FLOAT:
+        values = float32(source.view(_FLOAT[tensor_type]))
+        return torch.from_numpy(values.copy()).view(-1, length)
+    values = np.empty((source.nbytes // tensor_bytes(tensor_type, (length,)), length), np.float32)
     name = tensor_type.lower()
     # ggml's functions have the K in capitals.
-    function = library()[f"dequantize_row_{name.removesuffix('_k') + '_K' if name.endswith('_k') else name}"]
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    function.restype = None
-    function(source.ctypes.data, values.data_ptr(), count * length)
-    return values
+    _convert(f"dequantize_row_{name.removesuffix('_k') + '_K' if name.endswith('_k') else name}", source, values)
+    return torch.from_numpy(values)
 
 
 def is_valid(encoded: npt.NDArray[np.uint8], tensor_type: str) -> bool:

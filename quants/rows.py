@@ -1,13 +1,37 @@
-"""Rows of a GGUF tensor's expression as numbers, a few at a time."""
+"""Rows of a GGUF tensor's expression as numbers, a few at a time: numpy arrays, of BF16 their bits as uint16.
+
+Most tensors are copies of a checkpoint's, whose bytes are read as they are; torch, two seconds of importing, comes in at the
+first expression that needs arithmetic.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from merge.evaluate import Evaluator
+from merge.dtypes import SIZES
+from merge.expr import Expr, Read
+from merge.source_files import Files
 from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+
+NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+class Contents(Protocol):
+    """The numbers that expressions stand for: a `merge.stored.Stored`, or a `merge.evaluate.Evaluator`."""
+
+    files: Mapping[str, Files]
+
+    def flat(self, x: Expr, start: int, stop: int, /) -> torch.Tensor: ...
 
 
 def row_count(x: GgufExpr) -> int:
@@ -15,7 +39,7 @@ def row_count(x: GgufExpr) -> int:
     return math.prod(x.shape[:-1])
 
 
-def rows(evaluator: Evaluator, x: GgufExpr, start: int, stop: int) -> torch.Tensor:
+def rows(contents: Contents, x: GgufExpr, start: int, stop: int) -> Array:
     """Rows start..stop of `x` in its own dtype: shape (stop - start, row length)."""
     match x:
         case RopeFactors():
@@ -26,19 +50,32 @@ def rows(evaluator: Evaluator, x: GgufExpr, start: int, stop: int) -> torch.Tens
             while start < stop:
                 expert, first = divmod(start, each)
                 last = min(each, first + stop - start)
-                parts.append(rows(evaluator, x.xs[expert], first, last))
+                parts.append(rows(contents, x.xs[expert], first, last))
                 start += last - first
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
         case Part():
-            return _part(evaluator, x, start, stop)
+            return _part(contents, x, start, stop)
         case Permute():
-            return _permuted(evaluator, x, start, stop)
+            return _permuted(contents, x, start, stop)
         case _:
             length = x.shape[-1]
-            return evaluator.flat(x, start * length, stop * length).view(stop - start, length)
+            return _flat(contents, x, start * length, stop * length).reshape(stop - start, length)
 
 
-def _part(evaluator: Evaluator, x: Part, start: int, stop: int) -> torch.Tensor:
+def _flat(contents: Contents, x: Expr, start: int, stop: int) -> Array:
+    """Elements start..stop of a checkpoint's expression."""
+    if isinstance(x, Read):
+        values = np.empty(stop - start, NUMPY[x.dtype])
+        contents.files[x.source].fill(values.view(np.uint8).data, x.tensor, start * SIZES[x.dtype])
+        return values
+    import torch
+
+    tensor = contents.flat(x, start, stop)
+    bits = tensor.view(torch.uint16) if x.dtype == "BF16" else tensor
+    return bits.numpy()
+
+
+def _part(contents: Contents, x: Part, start: int, stop: int) -> Array:
     """Rows of a Part: of each of the leading matrices those that belong to it."""
     height, length = x.shape[-2:]
     parts = []
@@ -46,32 +83,34 @@ def _part(evaluator: Evaluator, x: Part, start: int, stop: int) -> torch.Tensor:
         matrix, first = divmod(start, height)
         last = min(height, first + stop - start)
         at = (matrix * x.count + x.index) * height
-        parts.append(evaluator.flat(x.x, (at + first) * length, (at + last) * length).view(-1, length))
+        parts.append(_flat(contents, x.x, (at + first) * length, (at + last) * length).reshape(-1, length))
         start += last - first
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _permuted(evaluator: Evaluator, x: Permute, start: int, stop: int) -> torch.Tensor:
+def _permuted(contents: Contents, x: Permute, start: int, stop: int) -> Array:
     """Rows of a Permute: the heads that cover start..stop are read whole, and their rows reordered.
 
     Row 2i + j of a head comes from row j * size / 2 + i, for j in 0, 1.
     """
     size = x.shape[0] // x.heads
     if len(x.shape) == 1:  # a bias: its rows are its elements
-        whole = evaluator.flat(x.x, 0, x.shape[0])
-        return whole.view(x.heads, 2, size // 2).transpose(1, 2).reshape(1, -1)[start:stop]
+        whole = _flat(contents, x.x, 0, x.shape[0])
+        return whole.reshape(x.heads, 2, size // 2).swapaxes(1, 2).reshape(1, -1)[start:stop]
     first, last = start // size, -(-stop // size)
     length = x.shape[-1]
-    heads = evaluator.flat(x.x, first * size * length, last * size * length)
-    reordered = heads.view(last - first, 2, size // 2, length).transpose(1, 2).reshape(-1, length)
+    heads = _flat(contents, x.x, first * size * length, last * size * length)
+    reordered = heads.reshape(last - first, 2, size // 2, length).swapaxes(1, 2).reshape(-1, length)
     return reordered[start - first * size : stop - first * size]
 
 
-def _rope_factors(x: RopeFactors) -> torch.Tensor:
-    """Shape (1, head size / 2). Source: transformers' modeling_rope_utils, `llama3`; float32 as there."""
+def _rope_factors(x: RopeFactors) -> Array:
+    """Shape (1, head size / 2). Source: transformers' modeling_rope_utils, `llama3`; torch's float32 as there."""
+    import torch
+
     frequencies = 1.0 / (x.theta ** (torch.arange(0, x.head_size, 2, dtype=torch.float32) / x.head_size))
     wavelengths = 2 * math.pi / frequencies
     smooth = (x.context / wavelengths - x.low) / (x.high - x.low)
     between = 1 / ((1 - smooth) / x.factor + smooth)
     stretched = torch.where(wavelengths > x.context / x.low, x.factor, between)
-    return torch.where(wavelengths < x.context / x.high, 1.0, stretched).view(1, -1)
+    return torch.where(wavelengths < x.context / x.high, 1.0, stretched).view(1, -1).numpy()

@@ -2,7 +2,7 @@
 
 Three kinds, told apart as llama.cpp's converter does: a SentencePiece model (tokenizer.model), the same in the form of a
 tokenizer.json with byte fallback, and byte-level BPE. llama.cpp reimplements the splitting of text before BPE, and which
-way a model splits can only be found by trying: the ids of a probe text, hashed, name it. An unknown hash is an error here,
+way a model splits can only be found by trying: the ids of a probe text, hashed, name it (quants.pre_tokenizers). An unknown hash is an error here,
 for a wrong guess would give a model that reads text wrongly and says nothing.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,22 @@ def _read(folder: Path, vocab_size: int, architecture: str) -> Vocabulary:
 
 def pre_tokenizer(ids: list[int], where: str) -> str:
     """llama.cpp's name of the pre-tokenizer that gave the probe text these ids. Raises SourceError for an unknown one."""
-    digest = hashlib.sha256(str(ids).encode()).hexdigest()
-    found = PRE_TOKENIZERS.get(digest)
+    found = pre_tokenizer_of(ids)
     if found is None:
         raise SourceError(
-            f"{where}: llama.cpp has no name for how this tokenizer splits text (probe {digest[:12]}…), so a GGUF would "
+            f"{where}: llama.cpp has no name for how this tokenizer splits text (probe {_digest(ids)[:12]}…), so a GGUF would "
             "read text wrongly; use a base model with an unchanged tokenizer of a kind that is known"
         )
     return found
+
+
+def pre_tokenizer_of(ids: list[int]) -> str | None:
+    """Like `pre_tokenizer`; None for an unknown one."""
+    return PRE_TOKENIZERS.get(_digest(ids))
+
+
+def _digest(ids: list[int]) -> str:
+    return hashlib.sha256(str(ids).encode()).hexdigest()
 
 
 def _sentencepiece(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> Vocabulary:
@@ -194,10 +202,9 @@ def _byte_level_bpe(folder: Path, vocab_size: int) -> Vocabulary:
     import gguf
 
     tokenizer = _load(folder)
-    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    by_id, added = tokenizer.tokens, tokenizer.added
     _check_size(folder, max(by_id, default=-1) + 1, vocab_size)
-    pre = pre_tokenizer(tokenizer.encode(PROBE), str(folder))
-    added = tokenizer.added_tokens_decoder
+    pre = pre_tokenizer(tokenizer.encode(PROBE, True), str(folder))
     tokens: list[bytes] = []
     types: list[int] = []
     for index in range(vocab_size):
@@ -211,7 +218,7 @@ def _byte_level_bpe(folder: Path, vocab_size: int) -> Vocabulary:
         else:
             entry = added[index]
             if not entry.normalized:  # llama.cpp matches added tokens in normalised text
-                text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+                text = tokenizer.decode(tokenizer.encode(text, False))
             control = entry.special or _looks_special(text)
             tokens.append((text if control else text.replace("▁", " ")).encode())
             types.append(CONTROL if control else USER_DEFINED)
@@ -228,10 +235,8 @@ def _byte_fallback_bpe(folder: Path, vocab_size: int, file: Mapping[str, Any]) -
     import gguf
 
     tokenizer = _load(folder)
-    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    by_id, special_ids, added = tokenizer.tokens, tokenizer.special, tokenizer.added
     _check_size(folder, max(by_id, default=-1) + 1, vocab_size)
-    special_ids = set(tokenizer.all_special_ids)
-    added = set(tokenizer.added_tokens_decoder)
     base = set(file["model"]["vocab"].values())
     ranks = _merge_ranks(file["model"].get("merges") or ())
     tokens: list[bytes] = []
@@ -273,14 +278,63 @@ def _finish(vocabulary: Vocabulary, vocab_size: int, add_space_prefix: bool | No
     return replace(vocabulary, add_space_prefix=add_space_prefix, add_bos=False if vocab_size == 49152 else None)
 
 
-def _load(folder: Path) -> Any:
-    """transformers' tokenizer of the folder. Raises SourceError where it does not load."""
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A tokenizer that has been loaded: its tokens by id, those that were added, the ids of the special ones, and text in and
+    out. `encode` adds special tokens where told to."""
+
+    tokens: Mapping[int, str]
+    added: Mapping[int, Any]
+    special: frozenset[int]
+    encode: Callable[[str, bool], list[int]]
+    decode: Callable[[list[int]], str]
+
+
+def _load(folder: Path) -> _Reader:
+    """The tokenizer of a folder with a tokenizer.json. Raises SourceError where it does not load.
+
+    transformers takes two seconds to import and builds some tokenizers anew from their tokens. The file itself says the
+    same where tokenizer_config.json adds no token to it, and llama.cpp knows how it splits text.
+    """
+    from tokenizers import Tokenizer
+
+    config = _json(folder / "tokenizer_config.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises its bare Exception
+        raise SourceError(f"{folder}: its tokenizer does not load ({error})") from None
+    added = tokenizer.get_added_tokens_decoder()
+    vocabulary = tokenizer.get_vocab()
+    named = [config.get(f"{kind}_token") for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    named += config.get("additional_special_tokens") or ()
+    texts = {token.get("content") if isinstance(token, dict) else token for token in named if token is not None}
+    texts |= {token.get("content") for token in (config.get("added_tokens_decoder") or {}).values()}
+    byte_level = pre_tokenizer_of(tokenizer.encode(PROBE).ids)
+    if texts - vocabulary.keys() or not (byte_level or tokenizer.model.byte_fallback):
+        return _load_with_transformers(folder)
+    return _Reader(
+        {index: token for token, index in vocabulary.items()},
+        added,
+        frozenset(index for index, token in added.items() if token.special or token.content in texts),
+        lambda text, special: list(tokenizer.encode(text, add_special_tokens=special).ids),
+        lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
+    )
+
+
+def _load_with_transformers(folder: Path) -> _Reader:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the file provokes
         raise SourceError(f"{folder}: its tokenizer does not load ({error})") from None
+    return _Reader(
+        {index: token for token, index in tokenizer.get_vocab().items()},
+        tokenizer.added_tokens_decoder,
+        frozenset(tokenizer.all_special_ids),
+        lambda text, special: list(tokenizer.encode(text, add_special_tokens=special)),
+        lambda ids: str(tokenizer.decode(ids)),
+    )
 
 
 def _check_size(folder: Path, tokens: int, vocab_size: int) -> None:

@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.errors import DestinationError, SourceError
-from merge.evaluate import Evaluator
-from quants.filetypes import FileType, padded, tensor_bytes
-from quants.kernels import encode
+from quants.filetypes import TENSOR_TYPES, FileType, padded, tensor_bytes
+from quants.kernels import encode, float32
 from quants.layout import GgufTensor, Layout
 from quants.mixtures import needs_importance
-from quants.rows import row_count, rows
+from quants.rows import Contents, row_count, rows
 
 # Elements that one thread takes at a time: 4 MiB as float32, so that memory is flat even with a hundred threads.
 TASK_ELEMENTS = 1 << 20
@@ -93,7 +92,7 @@ def shard_paths(path: Path, count: int) -> list[Path]:
 
 def write_ggufs(
     layout: Layout,
-    evaluator: Evaluator,
+    contents: Contents,
     targets: Sequence[Target],
     progress: Progress | None = None,
     threads: int | None = None,
@@ -120,7 +119,7 @@ def write_ggufs(
                 cleanup.callback(os.close, files[-1].descriptor)
             opened.append(_OpenTarget(types, tuple(files)))
         count = threads or len(os.sched_getaffinity(0))
-        _write_tensors(layout, evaluator, opened, count, progress or (lambda _: None), importance or {})
+        _write_tensors(layout, contents, opened, count, progress or (lambda _: None), importance or {})
         for open_target in opened:
             # The first file, which makes the others usable, gets its name last.
             for file in reversed(open_target.files):
@@ -192,7 +191,7 @@ def _begin(
 
 def _write_tensors(
     layout: Layout,
-    evaluator: Evaluator,
+    contents: Contents,
     targets: Sequence[_OpenTarget],
     threads: int,
     progress: Progress,
@@ -202,7 +201,9 @@ def _write_tensors(
     places = [target.places for target in targets]
 
     def task(tensor: GgufTensor, start: int, stop: int) -> int:
-        values = rows(evaluator, tensor.expr, start, stop)
+        values = rows(contents, tensor.expr, start, stop)
+        kinds = {target.types[tensor.name] for target in targets}
+        wide = float32(values) if any(TENSOR_TYPES[kind].elements > 1 for kind in kinds) else values
         weights = importance.get(tensor.name)
         if weights is not None and len(weights):
             weights = weights[start * len(weights) // row_count(tensor.expr)]
@@ -212,7 +213,7 @@ def _write_tensors(
             kind, file = target.types[tensor.name], of_target[tensor.name]
             if kind not in encoded:
                 try:
-                    encoded[kind] = encode(values, kind, weights)
+                    encoded[kind] = encode(wide if TENSOR_TYPES[kind].elements > 1 else values, kind, weights)
                 except ValueError as error:
                     raise SourceError(f"tensor {tensor.name} cannot be stored: {error}") from None
             row = tensor_bytes(kind, tensor.expr.shape[-1:])

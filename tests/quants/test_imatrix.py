@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from merge.errors import SourceError
 from merge.evaluate import checkpoint_expressions
 from merge.forward import Batch, StreamedModel
-from quants.imatrix import Imatrix, check_imatrix, collect, load_imatrix, save_imatrix
+from quants.activations import collect
+from quants.imatrix import Imatrix, check_imatrix, load_imatrix, save_imatrix
 from quants.layout import Layout, gguf_layout
 from tests.quants.cases import CASES
 from tests.quants.tiny import PIECES, config, write_model
