@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ from merge.files import write_atomically, writing
 from merge.plan import MergePlan
 from merge.progress import progress
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe
+from merge.source_files import open_files
 
 if TYPE_CHECKING:
+    from merge.gates.added import Rows
     from merge.gates.expansion import Sample
     from merge.gates.prompts import ExpertPrompts
 
@@ -86,10 +89,9 @@ def make_gates(
 
         layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
         rows, seed = len(plan.gated), loaded.recipe.build.seed
-        return save_gates(
-            random_gates(plan.gate_mode, layers, rows, hidden, seed), folder, key, {"mode": plan.gate_mode}
-        )
-    from merge.evaluate import Evaluator, open_files
+        drawn = _behind_kept(plan, local, random_gates(plan.gate_mode, layers, rows, hidden, seed))
+        return save_gates(drawn, folder, key, {"mode": plan.gate_mode})
+    from merge.evaluate import Evaluator
     from merge.gates.mergekit import calibrate
     from merge.gates.store import save_gates
 
@@ -110,14 +112,27 @@ def make_gates(
             device,
             progress=lambda done: shown.advance(1),
         )
-    return save_gates(gates, folder, key, {"mode": plan.gate_mode})
+    made = _behind_kept(plan, local, {layer: gate.numpy() for layer, gate in gates.items()})
+    return save_gates(made, folder, key, {"mode": plan.gate_mode})
+
+
+def _behind_kept(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Mapping[int, Rows]) -> Mapping[int, Rows]:
+    """The gates, behind the router's rows of a base that is a mixture already."""
+    if not plan.kept_experts:
+        return gates
+    from merge.gates.added import kept_rows, with_kept
+
+    kept = kept_rows(plan, open_files(local))
+    return {layer: with_kept(kept[layer], gate) for layer, gate in gates.items()}
 
 
 def _make_discriminant(
     loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, key: str, device: str
 ) -> Path:
-    from merge.evaluate import Evaluator, open_files
+    from merge.evaluate import Evaluator
+    from merge.gates.added import kept_rows
     from merge.gates.expansion import with_samples
+    from merge.gates.prompts import ExpertPrompts
     from merge.gates.record import record_of, to_metadata
     from merge.gates.routed import calibrate_discriminant
     from merge.gates.store import save_gates
@@ -126,19 +141,33 @@ def _make_discriminant(
     assert tokenizer is not None
     samples = _written(loaded, plan, local, folder, device)
     prompts, experts = with_samples(prompts_of(loaded, plan), samples), len(plan.experts)
+    files = open_files(local)
     with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
         made = calibrate_discriminant(
             prompts[:experts],
             plan.config,
             {tensor.name: tensor.expr for tensor in plan.tensors},
-            Evaluator(open_files(local)),
+            Evaluator(files),
             tokenizer,
             device,
             loaded.recipe.router.regularisation,
             shown.advance,
             shared=prompts[experts:],
+            kept=kept_rows(plan, files),
+            others=ExpertPrompts(_general_text()) if plan.kept_experts else None,
         )
-    return save_gates(made.gates, folder, key, to_metadata(record_of(made, samples)))
+    record = record_of(made, samples)
+    if plan.kept_experts:  # how the new rows do against the kept ones was not measured
+        record = replace(record, held_out=False)
+    return save_gates(made.gates, folder, key, to_metadata(record))
+
+
+def _general_text() -> tuple[str, ...]:
+    """Paragraphs of all kinds: what the experts of a mixture are for is not known, so general text stands for it."""
+    from merge.gates.prompts import read_prompts
+
+    name = "calibration.txt"
+    return read_prompts(resources.files("quants").joinpath(name).read_bytes(), name)
 
 
 def _written(
@@ -147,7 +176,7 @@ def _written(
     """The text written from short prompts; kept in `folder` under its content address, and taken from there."""
     from pydantic import TypeAdapter
 
-    from merge.evaluate import Evaluator, open_files
+    from merge.evaluate import Evaluator
     from merge.gates.expansion import TOKENS, Sample, expand
     from merge.gates.record import written_key
 
@@ -225,4 +254,5 @@ def gate_findings(loaded: LoadedRecipe, plan: MergePlan, gates: Path) -> tuple[f
         return ()
     names = [plan.sources[key].name for key in plan.experts]
     lines = {index: loaded.line("experts", index) for index in range(len(names))}
-    return tuple(advice(record, names, loaded.recipe.experts_per_token, lines))
+    said = advice(record, names, plan.experts_per_token, lines)
+    return tuple(one for one in said if not (plan.kept_experts and isinstance(one, f.NothingToHoldOut)))

@@ -69,8 +69,12 @@ class Preview:
         return "\n".join(lines)
 
     def _rows(self, plan: MergePlan, parameters: Parameters) -> list[tuple[str, str]]:
-        experts = f"{len(plan.experts)} experts, {plan.experts_per_token} per token"
-        if plan.shared_experts:
+        experts = f"{plan.expert_count} experts, {plan.experts_per_token} per token"
+        if plan.kept_experts:
+            experts = (
+                f"{plan.kept_experts} experts kept and {len(plan.experts)} added, {plan.experts_per_token} per token"
+            )
+        if plan.has_shared:
             experts += ", 1 shared"
         count = billions(parameters.total)
         parts = f"{billions(parameters.shared)} shared, {billions(parameters.per_expert)} per expert"

@@ -115,7 +115,10 @@ def released_in_job(loaded: LoadedRecipe, plan: MergePlan, made: JobRelease) -> 
         family=plan.family_title,
         parameters=plan.parameters.total,
         active=plan.parameters.active,
-        experts=tuple(plan.sources[key].name for key in plan.experts),
+        experts=(
+            *[plan.sources[plan.base].name] * plan.kept_experts,
+            *(plan.sources[key].name for key in plan.experts),
+        ),
         experts_per_token=plan.experts_per_token,
         license=plan.license,
         version=recipe.release.version,

@@ -41,8 +41,8 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
         dtype=plan.config["torch_dtype"],
         parameters=asdict(plan.parameters),
         shape=shape_of(plan.config),
-        experts_per_token=plan.config["num_experts_per_tok"],
-        shared_experts=len(plan.shared_experts),
+        experts_per_token=plan.experts_per_token,
+        shared_experts=int(plan.has_shared),
         context_length=plan.config["max_position_embeddings"],
         license=plan.license,
         license_stated=recipe.release.license is not None,
@@ -73,16 +73,23 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
             )
             for key, source in plan.sources.items()
         ),
-        experts=tuple(
-            ExpertUsed(
-                source=plan.sources[key].name,
-                role=expert.role,
-                positive_prompts=expert.positive_prompts,
-                negative_prompts=expert.negative_prompts,
-                noise_scale=expert.noise_scale,
-                residual_scale=expert.residual_scale,
-            )
-            for key, expert in zip(plan.experts, recipe.experts, strict=True)
+        experts=(
+            *(
+                ExpertUsed(plan.sources[plan.base].name, None, (), (), number=number, kept=True)
+                for number in range(plan.kept_experts)
+            ),
+            *(
+                ExpertUsed(
+                    source=plan.sources[key].name,
+                    role=expert.role,
+                    positive_prompts=expert.positive_prompts,
+                    negative_prompts=expert.negative_prompts,
+                    noise_scale=expert.noise_scale,
+                    residual_scale=expert.residual_scale,
+                    number=expert.expert,
+                )
+                for key, expert in zip(plan.experts, recipe.experts, strict=True)
+            ),
         ),
         files=(),
         quants=(),

@@ -141,7 +141,8 @@ def preferred_quant(report: Report) -> QuantMade | None:
 def _summary(report: Report) -> Markdown:
     count, per_token = len(report.experts), report.experts_per_token
     models = len({report.base, *(expert.source for expert in report.experts)})
-    made = "from one dense model" if models == 1 else f"from {models} dense models"
+    kind = "model" if any(expert.number is not None for expert in report.experts) else "dense model"
+    made = f"from one {kind}" if models == 1 else f"from {models} {kind}s"
     which = "which all" if count == per_token else f"{per_token} of which"
     experts = "one expert" if count == 1 else f"{count} experts"
     text = (
@@ -177,8 +178,8 @@ def _experts(report: Report) -> tuple[tuple[str, ...], tuple[tuple[Markdown, ...
         rows.append(
             {
                 "Expert": Markdown(str(number)),
-                "Role": escape(expert.role or ""),
-                "Model": _model(report, expert.source),
+                "Role": Markdown("kept from the base") if expert.kept else escape(expert.role or ""),
+                "Model": _expert_model(report, expert),
                 "Licence": escape((source.license if source else None) or ""),
                 "Changes": _changes(expert),
                 "Prompts": Markdown(_prompt_count(expert)),
@@ -187,6 +188,12 @@ def _experts(report: Report) -> tuple[tuple[str, ...], tuple[tuple[Markdown, ...
     columns = tuple(name for name in rows[0] if any(row[name] for row in rows)) if rows else ()
     unknown = {"Licence": Markdown("not stated")}
     return columns, tuple(tuple(row[name] or unknown.get(name, NOTHING) for name in columns) for row in rows)
+
+
+def _expert_model(report: Report, expert: ExpertUsed) -> Markdown:
+    """The source of an expert, and which of its experts it is where the source is a mixture itself."""
+    model = _model(report, expert.source)
+    return model if expert.number is None else Markdown(f"{model}, its expert {expert.number}")
 
 
 def _changes(expert: ExpertUsed) -> Markdown:
@@ -438,7 +445,9 @@ def _limitations(report: Report) -> tuple[Markdown, ...]:
 
 
 def _all_are_the_base(report: Report) -> bool:
-    return all(expert.source == report.base and not _changes(expert) for expert in report.experts)
+    return all(
+        expert.source == report.base and expert.number is None and not _changes(expert) for expert in report.experts
+    )
 
 
 def _source(report: Report) -> list[tuple[Markdown, ...]]:

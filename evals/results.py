@@ -26,7 +26,8 @@ class SourceUsed:
 
 @dataclass(frozen=True)
 class ExpertUsed:
-    """One expert of the result."""
+    """One expert of the result. `number` is its place, from 0, in a source that is a mixture of experts itself; `kept` ones were
+    in the base already."""
 
     source: str
     role: str | None
@@ -34,6 +35,8 @@ class ExpertUsed:
     negative_prompts: tuple[str, ...]
     noise_scale: float | None = None
     residual_scale: float | None = None
+    number: int | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True)

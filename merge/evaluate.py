@@ -62,7 +62,7 @@ class Evaluator:
         """Elements start..stop of `x` in row-major order, in its dtype."""
         match x:
             case Read():
-                return self.files[x.source].flat(x.tensor, start, stop)
+                return self.files[x.source].flat(x.tensor, x.start + start, x.start + stop)
             case Gate():
                 rows = self.gates[x.layer][x.first : x.first + x.shape[0]]
                 return rows.reshape(-1)[start:stop].to(TORCH_DTYPES[x.dtype])

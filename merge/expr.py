@@ -15,12 +15,14 @@ from merge.dtypes import SIZES
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A tensor of a source checkpoint, as it is. `source` is the checkpoint's key in the plan."""
+    """A tensor of a source checkpoint as it is, or the part of it that begins at element `start`: of a tensor that holds many
+    experts, one of them. `source` is the checkpoint's key in the plan."""
 
     source: str
     tensor: str
     dtype: str
     shape: tuple[int, ...]
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.errors import SourceError, UsageError
 from merge.evaluate import TORCH_DTYPES, Evaluator
-from merge.expr import Cast, Expr, Gate, Read
+from merge.expr import Cast, Concat, Expr, Gate, Read, elements
 from merge.one_expert import one_expert_at_a_time
 
 # What a layer is called with beside the hidden states.
@@ -170,9 +170,11 @@ class StreamedModel:
         found = []
         for parameter, sources in self._sources.items():
             expr = self._tensors[sources[0]]
+            expr, before = (expr.xs[-1], elements(expr.xs[0])) if isinstance(expr, Concat) else (expr, 0)
             expr = expr.x if isinstance(expr, Cast) else expr
             if isinstance(expr, Gate) and expr.layer == layer:
-                found.append((self._model.get_submodule(parameter.rpartition(".")[0]), expr.first))
+                first = expr.first - before // expr.shape[1]
+                found.append((self._model.get_submodule(parameter.rpartition(".")[0]), first))
         return sorted(found, key=lambda pair: pair[1])
 
     def start(self, batches: Sequence[Batch], cache: Any = None) -> Run:

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge import findings as f
 from merge.checkpoint import Checkpoint
-from merge.expr import Expr, Read, nbytes, reads
+from merge.expr import Concat, Expr, Gate, Read, nbytes, reads
 from merge.recipe import RANDOM_GATES, Expert
 
 
@@ -41,8 +41,9 @@ class MergePlan:
 
     `sources` maps the key that Read nodes name to the checkpoint; `base` is the key of the base. `config` is the result's
     config.json, `companions` the files copied from the base. `unused` counts, by source key, the tensors that no output
-    reads. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order: the experts, and a
-    shared expert that has a gate.
+    reads. `kept_experts` are the experts that a base which is a mixture has already; `experts` are those of the recipe, which
+    stand behind them. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order behind those
+    of the kept experts: the experts, and a shared expert that has a gate.
     """
 
     name: str
@@ -68,6 +69,22 @@ class MergePlan:
     # Each expert writes text from its own short prompts, which takes all of it.
     experts_write: bool = False
     why_no_gguf: str | None = None
+    kept_experts: int = 0
+    # A shared expert runs beside the others: the recipe's, or that of a base that is a mixture.
+    has_shared: bool = False
+
+    @property
+    def expert_count(self) -> int:
+        """The experts of each layer."""
+        return self.kept_experts + len(self.experts)
+
+    @property
+    def kept_routers(self) -> dict[int, Expr]:
+        """By layer, the rows of the router that belong to the kept experts: (kept experts, hidden)."""
+        if not self.kept_experts:
+            return {}
+        routers = [x.xs for x in (tensor.expr for tensor in self.tensors) if isinstance(x, Concat)]
+        return {new.layer: kept for kept, new in (xs for xs in routers if len(xs) == 2) if isinstance(new, Gate)}
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -8,21 +8,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from merge import findings as f
 from merge.adapters import Delta, mlp_deltas
 from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
-from merge.expr import Expr, Gate, LowRank, Noise, Read, Scale, cast, elements, reads
-from merge.families import FAMILIES, families_for, families_named
-from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
+from merge.expr import Concat, Expr, Gate, LowRank, Noise, Read, Scale, Zeros, cast, elements, reads
+from merge.families import FAMILIES, WITHOUT_CLASS, families_for, families_named
+from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
+from merge.families.mixture import MoeModel, mixed_config
 from merge.families.model_types import MLP_PARTS
 from merge.licenses import derived, license_findings, source_terms
 from merge.plan import MergePlan, OutputTensor, Parameters
-from merge.recipe import DISCRIMINANT, Expert, LoadedRecipe
+from merge.recipe import DISCRIMINANT, RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
+from merge.source_models import SourceModel, check_expert, headers, mixture_family, read_model
 from merge.tensors import TensorInfo
 
 
@@ -52,33 +55,29 @@ class _Planner:
 
     def plan(self) -> MergePlan:
         family, why = self.family()
-        models = self.dense_models(family)
+        models = self.models(family)
         base = models[self.base.key]
-        self.compare(base, models)
+        self.compare(base.dense, models)
+        mixture = self.mixture(base.mixture)
         dtype = self.dtype()
-        base_tensors = self.headers(self.base, base, self.loaded.line("base_model"), dtype)
-        tensors_of = {self.base.key: base_tensors}
-        for checkpoint, line in self.places():
-            if checkpoint is not self.base:
-                model = models[checkpoint.key]
-                tensors_of[checkpoint.key] = self.headers(checkpoint, model, line, dtype, mlp_only=True)
-        self.check_places(family, base, base_tensors)
-        mixture = Mixture(len(self.experts), self.recipe.experts_per_token, bool(self.shared), TORCH_NAME[dtype])
-        self.check_family(family, base)
-        why_no_gguf = family.why_no_gguf(base, mixture)
-        if why_no_gguf is None and base.hidden_act != "silu":
-            why_no_gguf = f"llama.cpp computes such models with silu, not with {base.hidden_act}"
+        self.read_headers(family, models, dtype)
+        base = models[self.base.key]
+        self.check_places(family, models)
+        self.check_family(family, base, mixture)
+        why_no_gguf = family.why_no_gguf(base.dense, mixture)
+        if why_no_gguf is None and base.dense.hidden_act != "silu":
+            why_no_gguf = f"llama.cpp computes such models with silu, not with {base.dense.hidden_act}"
         if why_no_gguf and self.recipe.release.quants:
             line = self.loaded.line("architecture") or self.loaded.line("base_model")
             self.add(f.NoGguf(line, family=family.TITLE, why=why_no_gguf))
-        self.read_adapters(tensors_of)
+        self.read_adapters(models)
         self.stop_on_errors()
         named = [self.base, *self.experts, *self.shared]
         sources = {checkpoint.key: checkpoint for checkpoint in (*named, *_adapters(named))}
-        tensors = tuple(self.output(family, base, tensors_of, dtype))
+        tensors = tuple(self.output(family, models, dtype))
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
-        sources = _with_tensors(sources, {self.base.key: base_tensors})
+        sources = _with_tensors(sources, {self.base.key: base.tensors or {}})
         experts_write, license = self.experts_write(), self.license()
         self.stop_on_errors()
         return MergePlan(
@@ -87,16 +86,18 @@ class _Planner:
             family_title=family.TITLE,
             why_family=why,
             dtype=dtype,
-            config=family.output_config(base, mixture),
+            config=self.config(family, base, mixture),
             tensors=tensors,
             sources=sources,
             base=self.base.key,
+            kept_experts=base.mixture.experts if base.mixture else 0,
+            has_shared=mixture.has_shared,
             experts=tuple(_part(checkpoint).key for checkpoint in self.experts),
-            experts_per_token=self.recipe.experts_per_token,
+            experts_per_token=mixture.per_token,
             shared_experts=tuple(_part(checkpoint).key for checkpoint in self.shared),
             gated=self.gated(family),
             companions=self.base.companions,
-            parameters=_count(tensors, mixture, base),
+            parameters=_count(tensors, mixture, base.dense),
             unused=_unused(sources, tensors),
             findings=tuple(sorted(dict.fromkeys(self.found), key=lambda finding: finding.line or 0)),
             license=license,
@@ -146,6 +147,7 @@ class _Planner:
         asked = self.recipe.architecture
         model_type = str(self.base.config.get("model_type"))
         known, why = list(FAMILIES), f"the base is a {model_type} model"
+        mixed = mixture_family(self.base)
         if asked is not None:
             known, why = families_named(asked), "the recipe says so"
             if not known:
@@ -155,6 +157,16 @@ class _Planner:
                 line = self.loaded.line("architecture")
                 self.add(f.UnknownFamily(line, value=asked, hint=hint, choices=", ".join(names)))
                 self.stop_on_errors()
+        if mixed is not None:  # experts are added to it
+            if mixed not in known:
+                what = "experts can be added to it only as what it is"
+                line = self.loaded.line("architecture")
+                self.add(
+                    f.OtherFamily(line, model=self.base.name, family=mixed.TITLE, result=known[0].TITLE, what=what)
+                )
+                self.stop_on_errors()
+            self.found += self.shared_findings(mixed)
+            return mixed, "the base is one already"
         taking = [family for family in known if family in families_for(model_type)] or known
         fitting = [family for family in taking if not self.shared_findings(family)]
         if not fitting:
@@ -185,37 +197,54 @@ class _Planner:
         """The experts that the gates have a row of."""
         return (*self.recipe.experts, *(self.shared_experts if family.SHARED == GATED_SHARED else ()))
 
-    def dense_models(self, family: Family) -> dict[str, DenseModel]:
+    def models(self, family: Family) -> dict[str, SourceModel]:
         """By source key, what each config.json says."""
-        models: dict[str, DenseModel] = {}
+        models: dict[str, SourceModel] = {}
         for checkpoint, line in self.places():
-            model_type = checkpoint.config.get("model_type")
-            if checkpoint.config.get("auto_map"):
-                self.add(f.CustomCode(line, model=checkpoint.name))
-            elif model_type not in family.ACCEPTS:
-                accepted = " and ".join(family.ACCEPTS)
-                shown = str(model_type)
-                self.add(
-                    f.UnsupportedModel(
-                        line, model=checkpoint.name, model_type=shown, family=family.TITLE, accepted=accepted
-                    )
-                )
-            else:
-                try:
-                    models[checkpoint.key] = dense_model(checkpoint.config)
-                except ConfigError as error:
-                    self.add(f.BadConfig(line, model=checkpoint.name, problem=str(error)))
-            if checkpoint.why_no_headers == "pickle":
-                self.add(f.PickleOnly(line, model=checkpoint.name))
-            elif checkpoint.why_no_headers is not None:
-                self.add(f.HeadersMissing(line, model=checkpoint.name))
+            model, found = read_model(checkpoint, family, line)
+            self.found += found
+            if model is not None:
+                models[checkpoint.key] = model
+        for section, index, expert, checkpoint in self.chosen():
+            if checkpoint.key in models:
+                lines = self.loaded.line(section, index, "source_model"), self.loaded.line(section, index, "expert")
+                if wrong := check_expert(models[checkpoint.key], expert.expert, *lines):
+                    self.add(wrong)
         self.stop_on_errors()
         return models
 
-    def compare(self, base: DenseModel, models: Mapping[str, DenseModel]) -> None:
+    def chosen(self) -> Iterator[tuple[str, int, Expert, Checkpoint]]:
+        """Every expert of the recipe: its section, its place there, and its source."""
+        for section, experts, sources in (
+            ("experts", self.recipe.experts, self.experts),
+            ("shared_experts", self.shared_experts, self.shared),
+        ):
+            for index, (expert, checkpoint) in enumerate(zip(experts, sources, strict=True)):
+                yield section, index, expert, checkpoint
+
+    def mixture(self, base: MoeModel | None) -> Mixture:
+        """What the recipe asks for, on top of what a base that is a mixture has; and what there is to say about the numbers."""
+        count, per_token = len(self.experts), self.recipe.experts_per_token
+        if base is not None:
+            count += base.experts
+            if "experts_per_token" not in self.recipe.model_fields_set:
+                per_token = base.per_token
+        line = self.loaded.line("experts_per_token")
+        if count < per_token:
+            self.add(f.TooFewExperts(line, per_token=per_token, experts=count))
+        elif count == per_token:
+            self.add(f.ManyExpertsPerToken(line, experts=count))
+        if base is None and count > 1 and len({(one.source_model, one.expert) for one in self.recipe.experts}) == 1:
+            model = self.recipe.experts[0].source_model
+            self.add(f.AllExpertsSame(self.loaded.line("experts"), experts=count, model=model))
+        self.stop_on_errors()
+        has_shared = bool(self.shared) or bool(base and base.shared_size)
+        return Mixture(count, per_token, has_shared, TORCH_NAME[self.dtype()])
+
+    def compare(self, base: DenseModel, models: Mapping[str, SourceModel]) -> None:
         """What an expert must share with the base, and what it should."""
         for checkpoint, line in self.places():
-            expert, model = models[checkpoint.key], checkpoint.name
+            expert, model = models[checkpoint.key].dense, checkpoint.name
             for key, value, base_value in (
                 ("hidden_size", expert.hidden_size, base.hidden_size),
                 ("intermediate_size", expert.intermediate_size, base.intermediate_size),
@@ -239,53 +268,38 @@ class _Planner:
         embedding = (self.base.tensors or {}).get("model.embed_tokens.weight")
         return stated or (embedding.dtype if embedding is not None and embedding.dtype in WEIGHT_DTYPES else "BF16")
 
-    def headers(
-        self, checkpoint: Checkpoint, model: DenseModel, line: int | None, dtype: str, mlp_only: bool = False
-    ) -> dict[str, TensorInfo]:
-        """The tensors of a source that the merge may read: from its headers, or from its config where there are none."""
-        expected = dict(model.tensors())
-        if checkpoint.tensors is None:
-            stored = from_config(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")) or "F32"
-            return {name: TensorInfo(stored, shape) for name, shape in expected.items()}
-        found: dict[str, TensorInfo] = {}
-        for name, shape in expected.items():
-            if mlp_only and ".mlp." not in name:
-                continue
-            info = checkpoint.tensors.get(name)
-            if info is None:
-                self.add(f.MissingTensor(line, model=checkpoint.name, tensor=name))
-            elif info.shape != shape:
-                shown, wanted = list(info.shape), list(shape)
-                self.add(f.WrongTensorShape(line, model=checkpoint.name, tensor=name, shape=shown, expected=wanted))
-            elif info.dtype not in WEIGHT_DTYPES:
-                self.add(f.UnsupportedDtype(line, model=checkpoint.name, tensor=name, dtype=info.dtype))
-            else:
-                found[name] = info
-            if len(self.found) > 50:  # a wrong config makes every tensor wrong: enough is said
-                break
-        self.stop_on_errors()
-        stored_as = {info.dtype for info in found.values()}
-        if lost := sorted(stored for stored in stored_as if _loses(stored, dtype)):
-            self.add(f.PrecisionLost(line, model=checkpoint.name, stored=", ".join(lost), dtype=dtype))
-        return found
+    def read_headers(self, family: Family, models: dict[str, SourceModel], dtype: str) -> None:
+        """Give each of `models` the tensors that the merge may read."""
+        for checkpoint, line in self.places():
+            model = models[checkpoint.key]
+            chosen = {one.expert for _, _, one, source in self.chosen() if source.key == checkpoint.key}
+            experts = [expert for expert in chosen if expert is not None]
+            expected = model.expected(family, checkpoint is self.base, experts)
+            tensors, found = headers(checkpoint, expected, line)
+            self.found += found
+            self.stop_on_errors()
+            models[checkpoint.key] = replace(model, tensors=tensors)
+            stored_as = {info.dtype for info in tensors.values()}
+            if lost := sorted(stored for stored in stored_as if _loses(stored, dtype)):
+                self.add(f.PrecisionLost(line, model=checkpoint.name, stored=", ".join(lost), dtype=dtype))
 
-    def check_places(self, family: Family, base: DenseModel, tensors: dict[str, TensorInfo]) -> None:
+    def check_places(self, family: Family, models: Mapping[str, SourceModel]) -> None:
         """Every tensor of the base goes somewhere, and no expert has one in its MLP that could not."""
         for checkpoint, line in self.places():
-            stored = set(checkpoint.tensors or {})
+            model, stored = models[checkpoint.key], set(checkpoint.tensors or {})
+            used = model.tensors or {}
             if checkpoint is self.base:
-                stored |= tensors.keys()  # what its config means, where it has no headers
+                stored |= used.keys()  # what its config means, where it has no headers
             else:
-                stored = {name for name in stored if ".mlp." in name}
+                stored = {name for name in stored if ".mlp." in name or ".block_sparse_moe." in name}
             for name in sorted(stored):
-                is_mlp_weight = ".mlp." in name and name.endswith(".weight") and name.split(".")[-2] in MLP_PARTS
-                if not (is_mlp_weight or base.is_ignored(name) or (family.keeps(name) and name in tensors)):
+                kept = family.keeps(name) and name in used
+                if not (model.is_known(name) or model.dense.is_ignored(name) or kept):
                     self.add(f.TensorWithoutPlace(line, tensor=name, model=checkpoint.name, family=family.TITLE))
                     break
 
-    def read_adapters(self, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
-        """What each expert's adapter changes. `tensors` are the headers, by source key."""
-        models = {checkpoint.key for checkpoint, _ in self.places()}
+    def read_adapters(self, models: Mapping[str, SourceModel]) -> None:
+        """What each expert's adapter changes."""
         for checkpoint, line in self.expert_places():
             adapter = checkpoint.adapter
             if adapter is None or (checkpoint.key, adapter.key) in self.deltas:
@@ -293,15 +307,46 @@ class _Planner:
             if adapter.key in models:
                 problem = "the recipe also names it as a model of its own"
                 self.add(f.AdapterUnusable(line, adapter=adapter.name, problem=problem))
-            self.deltas[checkpoint.key, adapter.key], found = mlp_deltas(checkpoint, tensors[checkpoint.key], line)
+            if models[checkpoint.key].mixture is not None:
+                problem = f"{checkpoint.name} is a mixture of experts, and only adapters of dense models can be merged"
+                self.add(f.AdapterUnusable(line, adapter=adapter.name, problem=problem))
+                continue
+            matrices = models[checkpoint.key].tensors or {}
+            self.deltas[checkpoint.key, adapter.key], found = mlp_deltas(checkpoint, matrices, line)
             self.found += found
 
-    def check_family(self, family: Family, base: DenseModel) -> None:
+    def check_family(self, family: Family, base: SourceModel, mixture: Mixture) -> None:
         """What the result cannot do as the base did, tensors aside."""
+        for index, expert in enumerate(self.shared_experts):
+            if expert.residual_scale is None:
+                self.add(f.SharedAtFullStrength(self.shared_line(index)))
+        mode, runs_result = self.recipe.gate_mode, self.recipe.gate_mode == DISCRIMINANT
+        if family.NAME in WITHOUT_CLASS and (runs_result or (base.mixture is not None and mode not in RANDOM_GATES)):
+            model = "the merged model" if runs_result else "the base"
+            others = "gate_mode: random" if base.mixture is not None else "gate_mode: hidden, for example"
+            line = self.loaded.line("gate_mode") or self.loaded.line("base_model")
+            self.add(f.GateModeImpossible(line, mode=mode, model=model, family=family.TITLE, others=others))
+        if base.mixture is not None:
+            self.check_mixed_base(family, base.mixture, mixture)
+        else:
+            self.check_dense_base(family, base.dense, mixture)
+
+    def check_mixed_base(self, family: Family, base: MoeModel, mixture: Mixture) -> None:
+        """What there is to say about a base that is a mixture already."""
+        line, model = self.loaded.line("base_model"), self.base.name
+        if base.shared_size and self.shared_experts:
+            self.add(f.SharedExpertKept(self.shared_line(), model=model, family=family.TITLE))
+        scaled = self.base.config.get("norm_topk_prob", family.KEYS.defaults.get("norm_topk_prob", family.NORMALISES))
+        has_gguf = family.why_no_gguf(base.dense, mixture) is None
+        if has_gguf and bool(scaled) != family.NORMALISES and mixture.per_token < mixture.experts:
+            self.add(f.ReadersDisagree(line, model=model, value=str(bool(scaled)).lower(), family=family.TITLE))
+
+    def check_dense_base(self, family: Family, base: DenseModel, mixture: Mixture) -> None:
+        """What a mixture of this family cannot do as the dense base did."""
         line, model, title = self.loaded.line("base_model"), self.base.name, family.TITLE
         for what in family.lacks(base):
             self.add(f.SettingWithoutPlace(line, model=model, what=what, family=title))
-        per_token, count = self.recipe.experts_per_token, len(self.experts)
+        per_token, count = mixture.per_token, mixture.experts
         if not family.NORMALISES and per_token < count:
             others = [
                 other.NAME
@@ -314,69 +359,82 @@ class _Planner:
                     self.loaded.line("experts_per_token"), family=title, per_token=per_token, experts=count, hint=hint
                 )
             )
-        for index, expert in enumerate(self.shared_experts):
-            if expert.residual_scale is None:
-                self.add(f.SharedAtFullStrength(self.shared_line(index)))
         window = base.sliding_window
         if window is not None and window < base.max_position_embeddings and not family.WINDOW:
             self.add(f.WindowLost(line, model=model, family=title, window=window))
 
     # ------------------------------------------------------------------------------------------------------- the result
 
-    def output(
-        self, family: Family, base: DenseModel, tensors: Mapping[str, Mapping[str, TensorInfo]], dtype: str
-    ) -> Iterator[OutputTensor]:
-        """The result's tensors, in the order of the base's layers. `tensors` are the headers, by source key."""
-        for name, _ in base.tensors():
+    def config(self, family: Family, base: SourceModel, mixture: Mixture) -> dict[str, Any]:
+        """config.json of the result: a mixture's own, with more experts, or the family's."""
+        if base.mixture is None:
+            return family.output_config(base.dense, mixture)
+        return mixed_config(self.base.config, mixture.experts, mixture.per_token, mixture.torch_dtype)
+
+    def output(self, family: Family, models: Mapping[str, SourceModel], dtype: str) -> Iterator[OutputTensor]:
+        """The result's tensors, in the order of the base's layers."""
+        base = models[self.base.key]
+        for name, _ in base.dense.tensors():
             if family.keeps(name):
-                info = tensors[self.base.key][name]
-                yield OutputTensor(name, cast(Read(self.base.key, name, info.dtype, info.shape), dtype))
+                yield OutputTensor(name, cast(base.read(name), dtype))
             elif name.split(".")[4] == MLP_PARTS[0]:
-                block = self.block(int(name.split(".")[2]), family, base, tensors, dtype)
+                block = self.block(int(name.split(".")[2]), family, models, dtype)
                 for output_name, x in family.block_tensors(block):
                     yield OutputTensor(output_name, x)
 
-    def block(
-        self,
-        layer: int,
-        family: Family,
-        base: DenseModel,
-        tensors: Mapping[str, Mapping[str, TensorInfo]],
-        dtype: str,
-    ) -> Block:
-        """The mixture of one layer."""
+    def block(self, layer: int, family: Family, models: Mapping[str, SourceModel], dtype: str) -> Block:
+        """The mixture of one layer: what a base that is a mixture has there, and behind it the recipe's experts."""
+        base, hidden = models[self.base.key], models[self.base.key].dense.hidden_size
+
+        def cast_all(mlp: Mlp) -> Mlp:
+            return {part: cast(x, dtype) for part, x in mlp.items()}
 
         def mlp(checkpoint: Checkpoint, expert: Expert, name: str) -> Mlp:
             found: dict[str, Expr] = {}
-            for part in MLP_PARTS:
-                info = tensors[checkpoint.key][mlp_tensor(layer, part)]
-                read = Read(checkpoint.key, mlp_tensor(layer, part), info.dtype, info.shape)
-                adapted = self.adapted(checkpoint, read)
+            for part, x in models[checkpoint.key].mlp(layer, expert.expert).items():
+                adapted = self.adapted(checkpoint, x)
                 found[part] = cast(self.altered(expert, part, adapted, f"layers.{layer}.{name}.{part}"), dtype)
             return found
 
+        kept = base.layers[layer] if base.mixture else None
+        before = len(kept.experts) if kept else 0
+        count = before + len(self.experts)
+        new: Expr = Gate(layer, dtype, (len(self.experts), hidden), first=before)
+        correction: Expr | None = None
+        if kept and kept.correction:
+            correction = Concat((cast(kept.correction, dtype), Zeros(dtype, (len(self.experts),))))
         pairs = zip(self.experts, self.recipe.experts, strict=True)
         shared = [mlp(x, expert, "shared") for x, expert in zip(self.shared, self.shared_experts, strict=True)]
-        gate = Gate(layer, dtype, (1, base.hidden_size), first=len(self.experts))
+        shared_gate: Expr | None = None
+        if shared and family.SHARED == GATED_SHARED:
+            shared_gate = Gate(layer, dtype, (1, hidden), first=count)
+        if kept and kept.shared:
+            shared, shared_gate = [cast_all(kept.shared)], kept.shared_gate and cast(kept.shared_gate, dtype)
         return Block(
             layer=layer,
-            base=base,
+            base=base.dense,
             dtype=dtype,
-            router=Gate(layer, dtype, (len(self.experts), base.hidden_size)),
-            experts=tuple(mlp(x, expert, f"experts.{index}") for index, (x, expert) in enumerate(pairs)),
+            router=Concat((cast(kept.router, dtype), new)) if kept else new,
+            experts=(
+                *(cast_all(expert) for expert in (kept.experts if kept else ())),
+                *(mlp(x, expert, f"experts.{before + index}") for index, (x, expert) in enumerate(pairs)),
+            ),
             shared=shared[0] if shared else None,
-            shared_gate=gate if shared and family.SHARED == GATED_SHARED else None,
+            shared_gate=shared_gate,
+            correction=correction,
         )
 
-    def adapted(self, checkpoint: Checkpoint, read: Read) -> Expr:
+    def adapted(self, checkpoint: Checkpoint, x: Expr) -> Expr:
         """A matrix of a source with the delta that the source's adapter has for it."""
         adapter = checkpoint.adapter
-        delta = self.deltas[checkpoint.key, adapter.key].get(read.tensor) if adapter is not None else None
-        if adapter is None or delta is None:
-            return read
+        if adapter is None or not isinstance(x, Read):
+            return x
+        delta = self.deltas[checkpoint.key, adapter.key].get(x.tensor)
+        if delta is None:
+            return x
         infos = adapter.tensors or {}
         b, a = (Read(adapter.key, name, infos[name].dtype, infos[name].shape) for name in (delta.b, delta.a))
-        return LowRank(read, b, a, delta.scale)
+        return LowRank(x, b, a, delta.scale)
 
     def altered(self, expert: Expert, part: str, x: Expr, place: str) -> Expr:
         """`noise_scale` adds noise to each matrix of the expert, `residual_scale` then scales the one that writes to the

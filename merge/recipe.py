@@ -72,7 +72,7 @@ class _Section(BaseModel):
 
 
 class Expert(_Section):
-    """One expert: a dense model whose MLPs become an expert of every layer."""
+    """One expert: a dense model whose MLPs become an expert of every layer, or one expert of a mixture of the same family."""
 
     source_model: str = Field(
         description="owner/name, owner/name@revision, or a local folder; model+adapter with a LoRA adapter"
@@ -85,7 +85,7 @@ class Expert(_Section):
     residual_scale: Number | None = Field(
         None, ge=-10, le=10, description="factor on the expert's output (down projection)"
     )
-    expert: int | None = Field(None, ge=0, description="which expert of a mixture-of-experts source")
+    expert: int | None = Field(None, ge=0, description="which expert of a mixture-of-experts source, from 0")
     prompts_file: Line | None = Field(None, description="a file of prompts beside the recipe")
     role: Line | None = Field(None, description="what this expert is for, in a word or two; shown in the card")
 
@@ -158,7 +158,9 @@ class Evals(_Section):
 class Recipe(_Section):
     """A mixture-of-experts model to be built: mergekit-moe's keys, and the sections release, build, router, card, evals."""
 
-    base_model: str = Field(description="the dense model that gives everything but the experts: owner/name or a folder")
+    base_model: str = Field(
+        description="the model that gives everything but the experts, or the mixture that they are added to: owner/name or a folder"
+    )
     experts: Annotated[tuple[Expert, ...], _LIST] = Field(min_length=1, max_length=1024)
     gate_mode: Literal[GATE_MODES] = Field("hidden", description="how the router is made from the prompts")  # type: ignore[valid-type]
     dtype: Literal[DTYPES] | None = Field(None, description="the result's dtype; the base's own where absent")  # type: ignore[valid-type]
@@ -261,22 +263,12 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
     """What is wrong or doubtful in a recipe that is well formed."""
     yield from _check_references(recipe, document)
     yield from _check_prompts(recipe, document)
-    count, per_token = len(recipe.experts), recipe.experts_per_token
-    if count < per_token:
-        yield f.TooFewExperts(document.line(("experts_per_token",)), per_token=per_token, experts=count)
-    elif count == per_token:
-        yield f.ManyExpertsPerToken(document.line(("experts_per_token",)), experts=count)
-    if count > 1 and len({expert.source_model for expert in recipe.experts}) == 1:
-        yield f.AllExpertsSame(document.line(("experts",)), experts=count, model=recipe.experts[0].source_model)
     for section, index, expert in _all_experts(recipe):
         if expert.noise_scale is not None and expert.noise_scale >= WEIGHT_STD:
             line = document.line((section, index, "noise_scale"))
             yield f.LargeNoise(line, value=expert.noise_scale, expert=_where((section, index)))
-        for key in ("expert", "prompts_file"):
-            if key == "prompts_file" and section == "experts":
-                continue
-            if getattr(expert, key) is not None:
-                yield f.NotSupportedYet(document.line((section, index, key)), key=key, hint="")
+        if expert.prompts_file is not None and section == "shared_experts":
+            yield f.NotSupportedYet(document.line((section, index, "prompts_file")), key="prompts_file", hint="")
     for section, key in (
         ("router", "prompts_file"),
         ("release", "collection"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),

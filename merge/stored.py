@@ -51,6 +51,13 @@ class Stored:
         return Evaluator(self.files, {layer: torch.from_numpy(gate) for layer, gate in self._gates.items()})
 
 
+def exact(raw: memoryview, dtype: str) -> npt.NDArray[np.float32]:
+    """The numbers in a weight's bytes."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.frombuffer(raw, {"F32": np.float32, "F16": np.float16}[dtype]).astype(np.float32)
+
+
 def rounded(x: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32 | np.float16 | np.uint16]:
     """`x`, finite numbers, in a weight's dtype, rounded to the nearest (of two as near to the even one); BF16 as its bits."""
     x = np.ascontiguousarray(x)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from merge.checkpoint import INDEX, SINGLE, Checkpoint
+from merge.dtypes import SIZES
 from merge.errors import DestinationError, MoergeError, SourceError
 from merge.expr import Expr, Read, nbytes, pieces
 from merge.files import sync_folder, write_atomically, writing
@@ -171,11 +172,11 @@ def _header(tensors: list[OutputTensor]) -> memoryview:
 
 
 def _copy(source: Files, piece: Read, file: LargeFile, advance: Callable[[int], None]) -> None:
-    """Append the bytes of a source's tensor to a file."""
-    done, size = 0, nbytes(piece)
+    """Append the bytes of a source's tensor, or of a part of it, to a file."""
+    done, size, start = 0, nbytes(piece), piece.start * SIZES[piece.dtype]
     while done < size:
         place = file.space()[: size - done]
-        source.fill(place, piece.tensor, done)
+        source.fill(place, piece.tensor, start + done)
         file.filled(place.nbytes)
         advance(place.nbytes)
         done += place.nbytes

@@ -36,6 +36,9 @@ FAMILIES: tuple[Family, ...] = (
     cohere2_moe,
 )
 
+# Those that transformers has no class for: nothing of it can run such a model.
+WITHOUT_CLASS = frozenset({deepseek.NAME})
+
 
 def families_named(name: str) -> list[Family]:
     """The families that a recipe's `architecture` may mean. As in mergekit, the beginning of a name is enough."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "cohere2_moe"
@@ -24,6 +24,7 @@ ACCEPTS: tuple[str, ...] = ("cohere2",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
 WINDOW = True
+KEYS = MixtureKeys("cohere2", {"head_dim": 128}, shared_count="num_shared_experts")
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "deepseek"
@@ -25,6 +25,7 @@ ACCEPTS: tuple[str, ...] = ("llama", "mistral")
 SHARED = PLAIN_SHARED
 NORMALISES = False
 WINDOW = False
+KEYS = MixtureKeys("llama", {"first_k_dense_replace": 0}, "moe_intermediate_size", shared_count="n_shared_experts")
 
 _CODE = "deepseek-ai/deepseek-moe-16b-base--"
 

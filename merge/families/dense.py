@@ -213,12 +213,14 @@ def _windows(config: Mapping[str, Any], kind: ModelType, layers: int) -> tuple[i
     nowhere = None, (False,) * layers
     if kind.slides is None:  # such a model ignores the keys
         return nowhere
-    window = config.get("sliding_window", kind.defaults["sliding_window"])
-    if window is not None and (type(window) is not int or window <= 0):
-        raise ConfigError(f"sliding_window is {window!r}")
     in_use = _flag(config.get("use_sliding_window") or False, "use_sliding_window")
-    if window is None or ("use_sliding_window" in kind.defaults and not in_use):
+    if "use_sliding_window" in kind.defaults and not in_use:
         return nowhere
+    window = config.get("sliding_window", kind.defaults["sliding_window"])
+    if window is None:
+        return nowhere
+    if type(window) is not int or window <= 0:
+        raise ConfigError(f"sliding_window is {window!r}")
     types = config.get("layer_types") if kind.reads_layer_types else None
     if types is None:
         period = config.get(kind.period_key, kind.period)

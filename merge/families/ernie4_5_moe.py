@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from merge.expr import Expr
+from merge.expr import Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "ernie4_5_moe"
@@ -23,6 +23,13 @@ ACCEPTS: tuple[str, ...] = ("ernie4_5",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
 WINDOW = False
+KEYS = MixtureKeys(
+    "ernie4_5",
+    {"num_key_value_heads": 4, "moe_layer_start_index": 1},
+    "moe_intermediate_size",
+    shared_count="moe_num_shared_experts",
+    in_memory=((".mlp.moe_statics.", ".mlp.gate.moe_statics."),),
+)
 
 
 def lacks(base: DenseModel) -> Iterator[str]:
@@ -44,7 +51,7 @@ def block_tensors(block: Block) -> Iterator[tuple[str, Expr]]:
     """The router with its shift of zeros, the experts' matrices, and the shared expert where there is one."""
     at = f"model.layers.{block.layer}.mlp"
     yield f"{at}.gate.weight", block.router
-    yield f"{at}.moe_statics.e_score_correction_bias", block.zeros(1, len(block.experts))
+    yield f"{at}.moe_statics.e_score_correction_bias", Stack((block.correction or block.zeros(len(block.experts)),))
     for index, expert in enumerate(block.experts):
         for part in MLP_PARTS:
             yield f"{at}.experts.{index}.{part}.weight", expert[part]

@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_ARCHITECTURE, NO_SHARED, Block, Mixture
+from merge.families.family import NO_ARCHITECTURE, NO_SHARED, Block, Mixture, MixtureKeys
 from merge.families.model_types import MLP_PARTS
 
 NAME = "flex_olmo"
@@ -24,6 +24,9 @@ ACCEPTS: tuple[str, ...] = ("olmo2",)
 SHARED = NO_SHARED
 NORMALISES = True
 WINDOW = False
+KEYS = MixtureKeys(
+    "olmo2", {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "norm_topk_prob": False}
+)
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

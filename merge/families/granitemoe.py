@@ -16,7 +16,7 @@ from typing import Any
 
 from merge.expr import Concat, Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import NO_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import ATTENTION
 
 NAME = "granitemoe"
@@ -26,6 +26,7 @@ ACCEPTS: tuple[str, ...] = ("granite", "llama", "mistral", "qwen2", "seed_oss")
 SHARED = NO_SHARED
 NORMALISES = True
 WINDOW = False
+KEYS = MixtureKeys("granite", joined="block_sparse_moe.experts", in_memory=((".router.layer.", ".router."),))
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

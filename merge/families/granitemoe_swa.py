@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Concat, Expr, Stack
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import NO_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 
 NAME = "granitemoe_swa"
 TITLE = "Granite-MoE-SWA"
@@ -23,6 +23,11 @@ ACCEPTS: tuple[str, ...] = ("granite_swa",)
 SHARED = NO_SHARED
 NORMALISES = True
 WINDOW = True
+KEYS = MixtureKeys(
+    "granite_swa",
+    {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "num_key_value_heads": None, "tie_word_embeddings": False},
+    joined="block_sparse_moe.experts",
+)
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "hunyuan_v1_moe"
@@ -23,6 +23,7 @@ ACCEPTS: tuple[str, ...] = ("hunyuan_v1_dense",)
 SHARED = PLAIN_SHARED
 NORMALISES = True
 WINDOW = False
+KEYS = MixtureKeys("hunyuan_v1_dense", shared_size="intermediate_size")
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

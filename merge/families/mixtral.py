@@ -12,7 +12,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import NO_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 
 NAME = "mixtral"
 TITLE = "Mixtral"
@@ -21,6 +21,11 @@ ACCEPTS: tuple[str, ...] = ("llama", "mistral")
 SHARED = NO_SHARED
 NORMALISES = True
 WINDOW = True
+KEYS = MixtureKeys(
+    "mistral",
+    {"sliding_window": None, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    in_memory=((".block_sparse_moe.", ".mlp."),),
+)
 
 _PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from merge.expr import Expr, Gate
 from merge.families.dense import DenseModel
-from merge.families.family import GATED_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import GATED_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "qwen2_moe"
@@ -30,6 +30,9 @@ ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral", "ministral", "seed_oss"
 SHARED = GATED_SHARED
 NORMALISES = False
 WINDOW = True
+KEYS = MixtureKeys(
+    "qwen2", {"num_key_value_heads": 16}, "moe_intermediate_size", shared_size="shared_expert_intermediate_size"
+)
 
 # Rows of a shared expert of zeros: a multiple of every quantised type's block.
 ZERO_SIZE = 256

@@ -12,7 +12,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import NO_SHARED, Block, Mixture, no_gguf_rope
+from merge.families.family import NO_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "qwen3_moe"
@@ -22,6 +22,7 @@ ACCEPTS: tuple[str, ...] = ("qwen3",)
 SHARED = NO_SHARED
 NORMALISES = True
 WINDOW = True
+KEYS = MixtureKeys("qwen3", {"num_key_value_heads": 4, "norm_topk_prob": False}, "moe_intermediate_size")
 
 
 def lacks(base: DenseModel) -> Iterator[str]:

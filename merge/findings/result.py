@@ -131,3 +131,22 @@ class ExpertUnreached(Finding):
     id = "expert-unreached"
     level = WARNING
     message = "expert {expert} was reached by no token of the calibration text in {layers}"
+
+
+class SharedExpertKept(Finding):
+    """The base is a mixture that has a shared expert already, which is kept; its family has room for one. Take `shared_experts`
+    out of the recipe."""
+
+    id = "shared-expert-kept"
+    level = ERROR
+    message = "{model} has a shared expert of its own, which is kept; a {family} model has one at most"
+
+
+class ReadersDisagree(Finding):
+    """The base's config.json says with `norm_topk_prob` whether the weights of a token's experts are scaled to sum to one.
+    llama.cpp has no such setting for this family and does the other thing, so the GGUF files answer otherwise than the
+    checkpoint. Both agree where every expert runs for every token (`experts_per_token`)."""
+
+    id = "readers-disagree"
+    level = WARNING
+    message = "{model} has norm_topk_prob: {value}, llama.cpp computes {family} models the other way: GGUF files will answer differently"

@@ -164,3 +164,12 @@ class SharedAtFullStrength(Finding):
     id = "shared-at-full-strength"
     level = WARNING
     message = "the shared expert has no residual_scale, so it adds a whole MLP's output to the experts'; 0.1 is usual"
+
+
+class GateModeImpossible(Finding):
+    """This gate mode runs the model that it makes a router for: `discriminant` the merged one, mergekit's modes the base.
+    transformers has no class for such a model, and the code in the family's own repository is never run."""
+
+    id = "gate-mode-impossible"
+    level = ERROR
+    message = "gate_mode {mode!r} runs {model}, and transformers has no {family} models; use {others}"

@@ -175,3 +175,47 @@ class TokenizerMissing(Finding):
     id = "tokenizer-missing"
     level = WARNING
     message = "{model} has no tokenizer (tokenizer.json or tokenizer.model); the result will have none, and no GGUF"
+
+
+class ExpertNotChosen(Finding):
+    """The source of this expert is itself a mixture of experts. `expert` says which of them is meant, counted from 0. (To keep
+    all of them and add others, name the mixture as `base_model`.)"""
+
+    id = "expert-not-chosen"
+    level = ERROR
+    message = "{model} is a mixture of {count} experts; say which is meant with expert: 0 to expert: {last}"
+
+
+class NoSuchExpert(Finding):
+    """`expert` counts the experts of a mixture from 0, so the last one's number is one less than there are."""
+
+    id = "no-such-expert"
+    level = ERROR
+    message = "{model} has {count} experts, numbered from 0 to {last}: there is no expert {number}"
+
+
+class ExpertOfDense(Finding):
+    """`expert` picks one of the experts of a mixture. A dense model has a single MLP in each layer, which is the whole of what it
+    gives to a merge. Take the key out."""
+
+    id = "expert-of-dense-model"
+    level = ERROR
+    message = "{model} is a dense model, with no expert {number} to choose"
+
+
+class OtherFamily(Finding):
+    """An expert can come from a mixture only where that is of the same family as the result; a mixture as `base_model` decides
+    the family. `architecture` can name the source's family where the base fits into it."""
+
+    id = "other-family"
+    level = ERROR
+    message = "{model} is a {family} model, the result a {result} model; {what}"
+
+
+class LayersWithoutExperts(Finding):
+    """Some mixtures have an ordinary MLP instead of experts in their first layers, or in every second one. Such a layer has no
+    expert to take, and none to add another to."""
+
+    id = "layers-without-experts"
+    level = ERROR
+    message = "{model} has no experts in {layers}, but a merge needs one for every layer"

@@ -19,7 +19,9 @@ from merge.errors import SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel
-from merge.gates.discriminant import Fit, Rows, fit_router, rows_of
+from merge.gates.added import Rows, with_kept
+from merge.gates.discriminant import Fit, fit_router, rows_of
+from merge.gates.discriminant import Rows as FitRows
 from merge.gates.prompts import ExpertPrompts, Text, Texts, calibration_texts, load_tokenizer
 
 DTYPE = torch.bfloat16
@@ -52,23 +54,28 @@ def calibrate_discriminant(
     progress: Progress | None = None,
     memory: int | None = None,
     shared: Sequence[ExpertPrompts] = (),
+    kept: Mapping[int, Rows] | None = None,
+    others: ExpertPrompts | None = None,
 ) -> Calibration:
     """Fit the routers of the merged model whose `config`, `tensors` and `evaluator` are given.
 
-    `shared` are the prompts of shared experts that have a gate: its row stands below the router's.
+    `shared` are the prompts of shared experts that have a gate: its row stands below the router's. `kept` are the rows, by
+    layer, of experts that a mixture has already; those of `experts` are then told from each other and from text of the
+    `others`, and get the kept rows' length.
     Of a dense model the routers that would stand at its MLPs are fitted. `ridge` fixes the regularisation instead of choosing
     it. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
     UsageError for a device that is not there.
     """
+    kept, count = kept or {}, len(experts)
+    experts = [*experts, others] if others else experts
     texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
     own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
     rows = _rows(len(experts), [texts.texts[i] for i in own])
     shared_rows = [_against_experts(texts.texts, len(experts), len(experts) + s) for s in range(len(shared))]
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     # A gate must be there when its layer is loaded; the fit replaces it before the layer runs.
-    evaluator = Evaluator(
-        evaluator.files, {layer: torch.zeros(len(experts) + len(shared), hidden) for layer in range(layers)}
-    )
+    empty = torch.zeros(len(kept.get(0, ())) + count + len(shared), hidden)
+    evaluator = Evaluator(evaluator.files, dict.fromkeys(range(layers), empty))
     model = StreamedModel(config, tensors, evaluator, device, DTYPE, memory)
     order, batches = batched([text.ids for text in texts.texts])
     run = model.start(batches)
@@ -86,7 +93,13 @@ def calibrate_discriminant(
             )
         fit = fit_router(x, rows, ridge)
         fits.append(fit)
-        gates[layer.index] = gate = torch.cat([fit.gate, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
+        router_rows = fit.gate
+        if others:  # as sure of its expert as it is against the others
+            new = (fit.gate[:count] - fit.gate[count:]).numpy()
+            router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
+        gates[layer.index] = gate = torch.cat(
+            [router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)]
+        )
         if layer.index + 1 < layers:
             for module, first in modules:
                 with torch.no_grad():
@@ -143,7 +156,7 @@ def batched(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[Batch]]:
     return order, batches
 
 
-def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[list[int], Rows]:
+def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[list[int], FitRows]:
     """What the gate of shared expert number `shared` is fitted on: its own texts against the experts'."""
     used = [i for i, text in enumerate(texts) if text.expert in (*range(experts), shared)]
     # Each text's expert becomes 1 for the shared one and 0 for the others; what is not the shared one's is the others'.
@@ -158,7 +171,7 @@ def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[
 
 
 def _sigmoid_gate(
-    inputs: Mapping[int, torch.Tensor], fitted: tuple[list[int], Rows], ridge: float | None
+    inputs: Mapping[int, torch.Tensor], fitted: tuple[list[int], FitRows], ridge: float | None
 ) -> torch.Tensor:
     """The gate (1, H) whose sigmoid is the share of the shared expert: the difference of the two rows of a softmax."""
     used, rows = fitted
@@ -166,7 +179,7 @@ def _sigmoid_gate(
     return gate[1:] - gate[:1]
 
 
-def _rows(experts: int, texts: Sequence[Text]) -> Rows:
+def _rows(experts: int, texts: Sequence[Text]) -> FitRows:
     """What to fit on: texts are held out by prompt; an expert's only prompt by piece, its only piece in two halves."""
     sets, tokens, groups = [], [], []
     numbers: dict[tuple[int, bool, int, int], int] = {}

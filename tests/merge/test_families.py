@@ -56,7 +56,7 @@ def merged(text: str, folder: Path, out: Path) -> MergePlan:
     plan = planned(text, folder)
     generator = torch.Generator().manual_seed(1)
     gates = {
-        layer: torch.randn(len(plan.gated), plan.config["hidden_size"], generator=generator)
+        layer: torch.randn(plan.kept_experts + len(plan.gated), plan.config["hidden_size"], generator=generator)
         for layer in range(plan.config["num_hidden_layers"])
     }
     evaluator = Evaluator(open_files(plan.sources), gates)

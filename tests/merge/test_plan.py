@@ -141,6 +141,12 @@ def test_an_expert_with_another_rope_or_vocabulary_is_no_error(tmp_path: Path) -
     assert warnings == {"rope-mismatch", "all-experts-per-token"}
 
 
+def test_one_model_many_times_is_a_warning_because_upcycling_wants_it(tmp_path: Path) -> None:
+    base = config_only(tmp_path / "base")
+    plan = planned(recipe_text(base, [base] * 8), tmp_path)
+    assert [finding.id for finding in plan.findings if finding.level == "warning"].count("all-experts-same") == 1
+
+
 def test_a_bias_that_the_result_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     base = save_dense(tmp_path / "base", attention_bias=True)
     with pytest.raises(RecipeError, match=r"self_attn\.k_proj\.bias") as error:

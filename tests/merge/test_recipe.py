@@ -72,7 +72,8 @@ BROKEN = {
     "bad revision": (GOOD.replace("a/base", "a/base@../../x"), "bad-model-reference", 1, "not a revision"),
     "bad repository": (GOOD + "release:\n  repo: mine\n", "bad-repository", 8, "write owner/name"),
     "line break in a tag": (GOOD + 'release:\n  tags: ["a\\nb"]\n', "bad-text", 8, "one line"),
-    "expert of a mixture": (GOOD.replace("    positive", "    expert: 1\n    positive", 1), "not-supported-yet", 4, "expert"),
+    "expert of a dense model": (GOOD.replace("    positive", "    expert: 1\n    positive", 1), "expert-of-dense-model", 4,
+                                "no expert 1 to choose"),
     "shared expert's reference": (GOOD + "shared_experts: [{source_model: ' '}]\n", "bad-model-reference", 7, "' '"),
     "shared expert's prompt": (GOOD + "shared_experts: [{source_model: a/b, positive_prompts: [' ']}]\n", "empty-prompt", 7,
                                "prompt 1 of shared expert 1 is empty"),
@@ -151,11 +152,6 @@ def test_absent_keys_have_mergekits_meaning() -> None:
     recipe = parse_recipe(GOOD.encode(), Path("r.yaml")).recipe
     assert (recipe.gate_mode, recipe.experts_per_token, recipe.dtype) == ("hidden", 2, None)
     assert recipe.release.quants == DEFAULT_QUANTS
-
-
-def test_one_model_many_times_is_a_warning_because_upcycling_wants_it() -> None:
-    text = "base_model: a/b\ngate_mode: random\nexperts:\n" + "  - source_model: a/b\n" * 8
-    assert [finding.id for finding in parse_recipe(text.encode(), Path("r.yaml")).findings] == ["all-experts-same"]
 
 
 def test_two_experts_with_the_same_prompts_are_a_warning_among_more() -> None:

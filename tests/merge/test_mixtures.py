@@ -1,0 +1,464 @@
+"""Mixtures as sources: one expert of one, whatever names its tensors have, and experts added to one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from bot.cli import main
+from evals.results import read_report
+from merge.errors import RecipeError
+from merge.evaluate import Evaluator, open_files
+from merge.expr import Read, pieces
+from merge.families import FAMILIES
+from merge.families.family import NO_SHARED, Family
+from merge.families.mixture import moe_model
+from merge.families.model_types import MODEL_TYPES
+from merge.gates import load_tokenizer
+from merge.plan import MergePlan
+from merge.writer import write_checkpoint
+from tests.dense import planned
+from tests.merge.test_families import RUNNABLE, difference, small
+
+HIDDEN, LAYERS = 64, 2
+FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.NAME)
+RUN = pytest.mark.parametrize("family", RUNNABLE, ids=lambda family: family.NAME)
+
+
+def recipe(base: Path, experts: list[dict[str, Any]], **keys: Any) -> str:
+    """A recipe in float32 with these experts."""
+    whole = {"base_model": str(base), "gate_mode": "random", "dtype": "float32", "experts_per_token": 2}
+    return json.dumps(whole | keys | {"experts": experts})  # JSON is YAML
+
+
+def write(text: str, folder: Path, name: str, gates: torch.Tensor) -> MergePlan:
+    """Merge into `folder/name`; `gates` (rows, hidden) are the same in every layer."""
+    plan = planned(text, folder)
+    evaluator = Evaluator(open_files(plan.sources), dict.fromkeys(range(LAYERS), gates))
+    write_checkpoint(plan, plan.sources[plan.base], evaluator, folder / name, gates_key="test")
+    return plan
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.randn(8, HIDDEN, generator=torch.Generator().manual_seed(1))[:count]
+
+
+def dense_models(family: Family, folder: Path, count: int = 3) -> list[Path]:
+    return [small(folder / f"dense{seed}", family.ACCEPTS[0], seed=seed) for seed in range(count)]
+
+
+def mixture(family: Family, experts: list[Path], folder: Path, name: str = "mixture", **keys: Any) -> Path:
+    """A mixture of dense models, the first of them its base."""
+    text = recipe(experts[0], [{"source_model": str(x)} for x in experts], architecture=family.NAME, **keys)
+    shared_gate = int(family.NAME == "qwen2_moe" and "shared_experts" in keys)
+    write(text, folder, name, rows(len(experts) + shared_gate))
+    return folder / name
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two checkpoints have the same tensors, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+# ------------------------------------------------------------------------------------------------------ ways of writing one
+
+
+def as_transformers_saves(folder: Path, out: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out)
+
+
+def as_in_memory(folder: Path, out: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out, save_original_format=False)
+
+
+def experts_joined_alone(folder: Path, out: Path) -> None:
+    """The experts of a layer as two tensors, everything else under the Hub's names."""
+    found = weights(folder)
+    for layer in range(LAYERS):
+        for at in (f"model.layers.{layer}.mlp.experts", f"model.layers.{layer}.block_sparse_moe.experts"):
+            names = ("w1", "w3", "w2") if "block_sparse" in at else ("gate_proj", "up_proj", "down_proj")
+            if f"{at}.0.{names[0]}.weight" not in found:
+                continue
+            gate, up, down = (torch.stack([found.pop(f"{at}.{e}.{name}.weight") for e in range(3)]) for name in names)
+            joined = f"model.layers.{layer}.mlp.experts"
+            found |= {f"{joined}.gate_up_proj": torch.cat([gate, up], 1), f"{joined}.down_proj": down}
+    out.mkdir()
+    save_file(found, out / "model.safetensors")
+    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+
+
+LAYOUTS: dict[str, Callable[[Path, Path], None]] = {
+    "saved": as_transformers_saves,
+    "in memory": as_in_memory,
+    "joined": experts_joined_alone,
+}
+
+
+# Those whose router, or what stands beside it, has another name in memory.
+RENAMED = ("mixtral", "granitemoe", "ernie4_5_moe")
+WRITERS = [(family, layout) for family in FAMILIES for layout in LAYOUTS if family in RUNNABLE or layout == "joined"]
+
+
+@pytest.mark.parametrize(("family", "layout"), WRITERS, ids=lambda x: getattr(x, "NAME", x))
+def test_an_expert_of_a_mixture_is_the_model_that_it_was_made_of(family: Family, layout: str, tmp_path: Path) -> None:
+    dense = dense_models(family, tmp_path)
+    made = mixture(family, dense, tmp_path)
+    LAYOUTS[layout](made, tmp_path / "other")
+    chosen = [{"source_model": str(source), "expert": 2} for source in (made, tmp_path / "other")]
+    plan = write(recipe(dense[0], [*chosen], architecture=family.NAME), tmp_path, "out", rows(2))
+    expected = recipe(dense[0], [{"source_model": str(dense[2])}] * 2, architecture=family.NAME)
+    direct = write(expected, tmp_path, "expected", rows(2))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "expected"))
+    assert plan.config == direct.config
+    # Bytes are copied: every matrix of an expert is a tensor of the source, or one piece of it.
+    experts = [t.expr for t in plan.tensors if "experts." in t.name or "_linear" in t.name]
+    assert all(isinstance(piece, Read) for x in experts if "shared" not in repr(x) for piece in pieces(x))
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [*(pair for pair in WRITERS if pair[0].NAME in RENAMED), *((family, "hub") for family in FAMILIES)],
+    ids=lambda x: getattr(x, "NAME", x),
+)
+def test_adding_experts_to_a_merge_gives_the_merge_of_them_all(family: Family, layout: str, tmp_path: Path) -> None:
+    dense = dense_models(family, tmp_path, 4)
+    with_shared = {} if family.SHARED == NO_SHARED else {"shared_experts": [{"source_model": str(dense[1])}]}
+    base = mixture(family, dense[:3], tmp_path, **with_shared)
+    if layout != "hub":
+        LAYOUTS[layout](base, tmp_path / "other")
+        for file in base.glob("token*"):
+            (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+        base = tmp_path / "other"
+    gates = rows(5)
+    plan = write(recipe(base, [{"source_model": str(dense[3])}]), tmp_path, "out", gates)
+    every = [{"source_model": str(x)} for x in dense]
+    whole = recipe(dense[0], every, architecture=family.NAME, **with_shared)
+    # The row of a shared expert's gate stands behind the experts'.
+    together = torch.cat([gates[:4], gates[3:4]]) if "shared_experts" in with_shared else gates
+    direct = write(whole, tmp_path, "expected", together)
+    assert (plan.family, plan.why_family) == (family.NAME, "the base is one already")
+    assert (plan.kept_experts, plan.expert_count, plan.experts_per_token) == (3, 4, 2)
+    assert plan.parameters == direct.parameters
+    assert plan.unused[plan.base] == 0
+    assert plan.config.keys() >= {"architectures", "torch_dtype"}
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "expected"))
+    if layout == "hub":
+        assert plan.config == direct.config
+
+
+# ------------------------------------------------------------------------------------------------- laws of an extended merge
+
+
+def router_inputs(folder: Path, ids: torch.Tensor) -> dict[int, torch.Tensor]:
+    """What each layer's MLP receives, (tokens, hidden), by layer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen: dict[int, torch.Tensor] = {}
+    for number, layer in enumerate(model.model.layers):
+        mlp = getattr(layer, "mlp", None) or layer.block_sparse_moe
+        mlp.register_forward_pre_hook(lambda _, args, number=number: seen.update({number: args[0].flatten(0, -2)}))
+    with torch.no_grad():
+        model(ids)
+    return seen
+
+
+@RUN
+def test_experts_equal_to_the_base_change_nothing_when_more_are_added(family: Family, tmp_path: Path) -> None:
+    (dense,) = dense_models(family, tmp_path, 1)
+    per_token = {} if family.NORMALISES else {"experts_per_token": 4}
+    base = mixture(family, [dense] * 2, tmp_path)
+    write(recipe(base, [{"source_model": str(dense)}] * 2, **per_token), tmp_path, "out", rows(4))
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert difference(dense, tmp_path / "out") < 1e-4
+
+
+# In the others the weights are shares of all experts, so that one more takes from each.
+@pytest.mark.parametrize("family", [x for x in RUNNABLE if x.NORMALISES], ids=lambda family: family.NAME)
+def test_an_added_expert_that_no_token_chooses_changes_nothing(family: Family, tmp_path: Path) -> None:
+    dense = dense_models(family, tmp_path, 3)
+    base = mixture(family, dense[:2], tmp_path)
+    ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
+    inputs = router_inputs(base, ids)
+    plan = planned(recipe(base, [{"source_model": str(dense[2])}]), tmp_path)
+    # Fewer tokens than hidden numbers: there is a row whose product with every token is far below the others'.
+    never = {layer: torch.linalg.lstsq(x, torch.full((len(x), 1), -100.0)).solution.T for layer, x in inputs.items()}
+    gates = {layer: torch.cat([rows(2), row]) for layer, row in never.items()}
+    write_checkpoint(
+        plan, plan.sources[plan.base], Evaluator(open_files(plan.sources), gates), tmp_path / "out", gates_key=""
+    )
+    one, other = (AutoModelForCausalLM.from_pretrained(x, dtype=torch.float32) for x in (base, tmp_path / "out"))
+    with torch.no_grad():
+        assert torch.allclose(one(ids).logits, other(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mode", ["random", "uniform_random", "cheap_embed", "hidden", "hidden_last", "hidden_avg", "discriminant"]
+)
+def test_the_kept_router_stays_and_new_rows_have_its_length(mode: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.NAME == "mixtral")
+    dense = dense_models(family, tmp_path, 4)
+    base = mixture(family, dense[:2], tmp_path, dtype="bfloat16")
+    experts = [
+        {"source_model": str(x), "positive_prompts": [f"{word} of the words", f"the {word} and the {word}"]}
+        for x, word in zip(dense[2:], ("code", "song"), strict=True)
+    ]
+    (tmp_path / "recipe.yaml").write_text(
+        recipe(base, experts, gate_mode=mode, dtype="bfloat16", router={"expand": False})
+    )
+    assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 0
+    before, after = weights(base), weights(tmp_path / "out")
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}.block_sparse_moe"
+        router = after.pop(f"{at}.gate.weight")
+        kept = before.pop(f"{at}.gate.weight")
+        assert torch.equal(router[:2], kept)
+        mean = kept.float().norm(dim=1).mean()
+        assert torch.allclose(router[2:].float().norm(dim=1), mean.expand(2), rtol=0.01)
+        assert not torch.allclose(router[2], router[3])
+    assert same(before, {name: x for name, x in after.items() if name in before})
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_a_new_discriminant_row_wins_its_own_prompts_from_the_kept_experts(tmp_path: Path) -> None:
+    """The row is fitted against general text, so on its expert's prompts it is larger than there."""
+    family = next(family for family in FAMILIES if family.NAME == "mixtral")
+    dense = dense_models(family, tmp_path, 2)
+    base = mixture(family, [dense[0]] * 2, tmp_path)
+    own = ["0123456789 0123456789 9876543210", "5555 4444 3333 2222 1111 0000 9999"]
+    experts = [{"source_model": str(dense[1]), "positive_prompts": own}]
+    (tmp_path / "recipe.yaml").write_text(recipe(base, experts, gate_mode="discriminant"))
+    assert main(["merge", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 0
+    tokenizer = load_tokenizer(dense[0])
+    new, logits = weights(tmp_path / "out"), {}
+    for what, text in (("own", "8765 4321 8765 4321 0246"), ("other", "A lighthouse keeper once explained the work.")):
+        inputs = router_inputs(tmp_path / "out", torch.tensor([tokenizer(text)["input_ids"]]))
+        logits[what] = torch.stack(
+            [
+                (x[1:] @ new[f"model.layers.{layer}.block_sparse_moe.gate.weight"][2]).mean()
+                for layer, x in inputs.items()
+            ]
+        )
+    assert torch.all(logits["own"] > logits["other"])
+
+
+def test_a_build_on_a_mixture_shows_what_was_kept_and_runs_in_llama_cpp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = next(family for family in FAMILIES if family.NAME == "mixtral")
+    dense = dense_models(family, tmp_path, 3)
+    base = mixture(family, dense[:2], tmp_path, "kept")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe(base, [{"source_model": str(dense[2]), "role": "poet"}], release={"quants": ["F32"]}))
+    assert main(["preview", str(path)]) == 0
+    assert "Mixtral (the base is one already), 2 experts kept and 1 added, 2 per token" in capsys.readouterr().out
+    assert main(["build", str(path), "--out", str(tmp_path / "out")]) == 0
+    report = read_report(tmp_path / "out/report.json")
+    assert [(x.source, x.number, x.kept) for x in report.experts] == [
+        (str(base), 0, True), (str(base), 1, True), (str(dense[2]), None, False),
+    ]  # fmt: skip
+    assert [quant.proof for quant in report.quants] == ["ran"]
+    card = (tmp_path / "out/model/README.md").read_text()
+    assert card.count("kept from the base") == 2
+    assert "its expert 1" in card
+    assert "3 experts in every layer" in card
+
+
+# ------------------------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    by_name = {family.NAME: family for family in FAMILIES}
+    found = {"llama": small(folder / "llama", "llama"), "qwen2": small(folder / "qwen2", "qwen2")}
+    found["mixtral"] = mixture(by_name["mixtral"], [found["llama"]] * 3, folder, "mixtral")
+    found["qwen2_moe"] = mixture(by_name["qwen2_moe"], [found["qwen2"]] * 3, folder, "qwen2_moe")
+    found["granitemoe"] = mixture(by_name["granitemoe"], [found["qwen2"]] * 3, folder, "granitemoe")
+    found["deepseek"] = mixture(by_name["deepseek"], [found["llama"]] * 3, folder, "deepseek")
+    return found
+
+
+def with_config(folder: Path, out: Path, **changes: Any) -> Path:
+    """The same checkpoint with another config."""
+    out.mkdir()
+    (out / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | changes))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("base", "expert", "keys", "finding", "said"),
+    [
+        ("llama", {"source_model": "mixtral"}, {}, "expert-not-chosen", "3 experts; say which is meant with expert: 0 to expert: 2"),
+        ("mixtral", {"source_model": "mixtral"}, {}, "expert-not-chosen", "3 experts"),
+        ("llama", {"source_model": "mixtral", "expert": 3}, {}, "no-such-expert", "has 3 experts, numbered from 0 to 2"),
+        ("llama", {"source_model": "llama", "expert": 0}, {}, "expert-of-dense-model", "with no expert 0"),
+        ("llama", {"source_model": "qwen2_moe", "expert": 0}, {}, "other-family", "is a Qwen2-MoE model, the result a Mixtral"),
+        ("mixtral", {"source_model": "llama"}, {"architecture": "qwen2_moe"}, "other-family", "added to it only as what it is"),
+        ("mixtral", {"source_model": "qwen2"}, {}, "unsupported-model", "takes llama and mistral"),
+        ("qwen2_moe", {"source_model": "qwen2"}, {"shared_experts": [{"source_model": "qwen2"}]}, "shared-expert-kept", "kept"),
+        ("deepseek", {"source_model": "llama", "positive_prompts": ["x"]}, {"gate_mode": "hidden"}, "gate-mode-impossible", "runs the base"),
+        ("llama", {"source_model": "llama", "positive_prompts": ["x"]}, {"gate_mode": "discriminant", "architecture": "deepseek", "experts_per_token": 1},
+         "gate-mode-impossible", "runs the merged model"),
+        ("llama", {"source_model": "mixtral+llama", "expert": 0}, {}, "adapter-unusable", "is a mixture of experts"),
+    ],
+)  # fmt: skip
+def test_what_a_mixture_cannot_give_is_said_at_its_line(
+    base: str,
+    expert: dict[str, Any],
+    keys: dict[str, Any],
+    finding: str,
+    said: str,
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    def resolved(entry: dict[str, Any]) -> dict[str, Any]:
+        names = entry["source_model"].split("+")
+        return entry | {"source_model": "+".join(str(models[name]) for name in names)}
+
+    if "+" in expert["source_model"]:
+        adapter = tmp_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 8}))
+        save_file({"x": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+        models = models | {"llama": adapter, "base": models["llama"]}
+    keys = {key: [resolved(x) for x in value] if key == "shared_experts" else value for key, value in keys.items()}
+    start = models.get("base", models[base]) if base == "llama" else models[base]
+    text = json.dumps({"base_model": str(start), "gate_mode": "random"} | keys | {"experts_per_token": 1})
+    text = text.removesuffix("}") + ',\n"experts": [\n' + json.dumps(resolved(expert)) + "]}"
+    with pytest.raises(RecipeError) as error:
+        planned(text, tmp_path)
+    (found,) = [x for x in error.value.findings if x.level == "error"]
+    assert found.id == finding
+    assert said in found.text
+    assert found.line == (
+        1 if finding in ("other-family", "shared-expert-kept", "gate-mode-impossible") and keys else 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "layers"),
+    [
+        ("qwen2_moe", {"decoder_sparse_step": 2}, "layer 0"),
+        ("qwen2_moe", {"mlp_only_layers": [1]}, "layer 1"),
+        ("deepseek", {"first_k_dense_replace": 1}, "layer 0"),
+        ("deepseek", {"first_k_dense_replace": 2}, "2 of its layers (layer 0 first)"),
+    ],
+)
+def test_a_mixture_whose_layers_are_partly_dense_is_refused(
+    family: str, changes: dict[str, Any], layers: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    other, dense = with_config(models[family], tmp_path / "other", **changes), "qwen2" if "qwen" in family else "llama"
+    for base, expert in (
+        (models[dense], {"source_model": str(other), "expert": 0}),
+        (other, {"source_model": str(models[dense])}),
+    ):
+        with pytest.raises(RecipeError) as error:
+            planned(recipe(base, [expert] * 2, architecture=family), tmp_path)
+        (found,) = [x for x in error.value.findings if x.level == "error"]
+        assert found.id == "layers-without-experts"
+        assert f"has no experts in {layers}, but" in found.text
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "problem"),
+    [
+        ("mixtral", {"num_local_experts": None}, "num_local_experts is missing"),
+        ("mixtral", {"num_local_experts": -1}, "not a number of them"),
+        ("mixtral", {"num_local_experts": "8"}, "not a number of them"),
+        ("mixtral", {"num_local_experts": 10**6}, "which cannot be"),
+        ("mixtral", {"num_experts_per_tok": 4}, "3 experts, 4 of them for a token"),
+        ("mixtral", {"num_experts_per_tok": [1, 2]}, "not a number of them"),
+        ("qwen2_moe", {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ("qwen2_moe", {"decoder_sparse_step": 0}, "every how many layers"),
+        ("qwen2_moe", {"mlp_only_layers": 3}, "not a list of layers"),
+        ("qwen2_moe", {"hidden_size": None}, "hidden_size is missing"),
+    ],
+)
+def test_a_mixture_s_config_that_cannot_be_is_a_finding(
+    family: str, changes: dict[str, Any], problem: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    other = with_config(models[family], tmp_path / "other", **changes)
+    with pytest.raises(RecipeError, match=problem) as error:
+        planned(recipe(other, [{"source_model": str(models["llama" if family == "mixtral" else "qwen2"])}]), tmp_path)
+    assert [x.id for x in error.value.findings if x.level == "error"] == ["bad-config"]
+
+
+def test_tensors_that_a_mixture_lacks_or_has_too_many_of_are_named(models: dict[str, Path], tmp_path: Path) -> None:
+    found = weights(models["mixtral"])
+    del found["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
+    found["model.layers.0.block_sparse_moe.experts.1.w1.bias"] = torch.zeros(96)
+    other = with_config(models["mixtral"], tmp_path / "other")
+    (other / "model.safetensors").unlink()
+    save_file(found, other / "model.safetensors")
+    # Expert 1 is whole, and what is asked for is expert 1; the bias is in no family.
+    for base, expert, said in (
+        (models["llama"], {"source_model": str(other), "expert": 1}, r"experts\.1\.w1\.bias"),
+        (
+            models["llama"],
+            {"source_model": str(other), "expert": 2},
+            r"lacks tensor 'model\.layers\.1\..*experts\.2\.w3",
+        ),
+        (other, {"source_model": str(models["llama"])}, r"lacks tensor 'model\.layers\.1\..*experts\.2\.w3"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            planned(recipe(base, [expert] * 2), tmp_path)
+
+
+def test_readers_that_weigh_otherwise_are_warned_of(models: dict[str, Path], tmp_path: Path) -> None:
+    for value, warned in ((True, True), (False, False)):
+        base = with_config(models["qwen2_moe"], tmp_path / str(value), norm_topk_prob=value)
+        plan = planned(recipe(base, [{"source_model": str(models["qwen2"])}]), tmp_path)
+        assert ("readers-disagree" in {x.id for x in plan.findings}) == warned
+        assert plan.config["norm_topk_prob"] is value
+        every = planned(recipe(base, [{"source_model": str(models["qwen2"])}], experts_per_token=4), tmp_path)
+        assert "readers-disagree" not in {x.id for x in every.findings}
+
+
+def test_experts_per_token_are_the_base_s_where_the_recipe_says_nothing(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    base = with_config(models["mixtral"], tmp_path / "base", num_experts_per_tok=1)
+    said = json.loads(recipe(base, [{"source_model": str(models["llama"])}]))
+    assert planned(json.dumps(said), tmp_path).config["num_experts_per_tok"] == 2
+    del said["experts_per_token"]
+    plan = planned(json.dumps(said), tmp_path)
+    assert (plan.experts_per_token, plan.config["num_experts_per_tok"]) == (1, 1)
+
+
+def test_a_mixture_without_weights_is_previewed_from_its_config(models: dict[str, Path], tmp_path: Path) -> None:
+    whole = planned(recipe(models["mixtral"], [{"source_model": str(models["mixtral"]), "expert": 1}]), tmp_path)
+    bare = with_config(models["mixtral"], tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    plan = planned(recipe(bare, [{"source_model": str(bare), "expert": 1}]), tmp_path)
+    assert plan.parameters == whole.parameters
+    assert [(x.name, x.expr.shape) for x in plan.tensors] == [(x.name, x.expr.shape) for x in whole.tensors]
+
+
+@RUN
+def test_a_key_absent_from_a_mixture_s_config_means_what_transformers_makes_of_it(family: Family) -> None:
+    theirs = CONFIG_MAPPING[family.NAME]().to_dict()
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    counts = {"num_experts": 4, "num_experts_per_tok": 2}
+    needed = {key: theirs[key] for key in (*sizes, family.KEYS.expert_size)}
+    mine = moe_model(needed | counts | {"moe_num_shared_experts": 0}, family).dense
+    assert mine.kv_heads == theirs["num_key_value_heads"]
+    assert mine.rope_theta == theirs["rope_parameters"]["rope_theta"]
+    assert mine.tied == theirs["tie_word_embeddings"]
+    assert mine.hidden_act == theirs["hidden_act"]
+    assert mine.max_position_embeddings == theirs["max_position_embeddings"]
+    assert mine.norm_eps == theirs[MODEL_TYPES[family.KEYS.dense].eps_key]
+    assert mine.head_dim == (theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"])
