@@ -9,26 +9,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bot import summary
 from bot.builds import build_all, release_json, say_bug
-from bot.changes import Change, RecipeFile, all_recipes, changes_between
+from bot.changes import Change, all_recipes, changes_between
 from bot.events import Comparison, compare
-from bot.git import Repository
+from bot.git import Commits, Repository
 from bot.inputs import OUTPUTS, Settings, read_settings, tokens
 from bot.matrix import JOBS, by_urgency, clashes, errors_of, is_buildable, matrix, plan_entries
-from bot.preview import Preview, plan_recipe, preview_of
-from bot.runners import runner_findings
+from bot.preview import Preview
+from bot.previews import preview_changes
 from bot.workflow_commands import Annotations, Summary, mask, untrusted, write_output
 from merge import findings as f
-from merge.errors import DestinationError, MoergeError, RecipeError, SourceError
+from merge.errors import DestinationError, MoergeError, RecipeError, UsageError
 
 PREVIEWS = "previews.json"
-RECIPES_AT_ONCE = 8
-RECIPE_ERROR, UNREACHABLE, CRASH = RecipeError.exit_code, SourceError.exit_code, MoergeError.exit_code
+RECIPE_ERROR, CRASH = RecipeError.exit_code, MoergeError.exit_code
 
 
 def run_action(environment: Mapping[str, str]) -> int:
@@ -59,6 +57,7 @@ class Action:
         self.annotations = annotations
         self.summary = Summary(settings.summary_file)
         self.codes: set[int] = set()
+        self.github = settings.github.client() if settings.github else None
         self.outputs = dict.fromkeys(OUTPUTS, "")
         self.outputs |= {"changed": "[]", "matrix": '{"include": []}', "published": "[]"}
 
@@ -75,8 +74,10 @@ class Action:
             self._plan(changes)
             if not chosen:
                 self.summary.add(summary.nothing_to_do())
-            elif command == "preview":
-                self._preview(chosen)
+            if command == "preview":
+                self._preview(chosen, changes, comparison)
+            elif not chosen:
+                pass
             elif command == "build":
                 self._build(chosen)
             else:
@@ -88,14 +89,24 @@ class Action:
     # ------------------------------------------------------------------------------------------------------- which recipes
 
     def _changes(self) -> tuple[Comparison, list[Change]]:
-        repository = Repository(self.settings.folder)
+        repository, globs = self._repository(), self.settings.globs
         comparison = compare(self.settings.event, repository)
-        globs = self.settings.globs
         if comparison.head is None:
             return comparison, []
         if comparison.base is None:
             return comparison, all_recipes(repository, comparison.head, globs, comparison.why)
         return comparison, changes_between(repository, comparison.base, comparison.head, globs)
+
+    def _repository(self) -> Commits:
+        """The checkout; without one, the repository on GitHub, of which nothing comes to this machine but recipes' bytes."""
+        try:
+            return Repository(self.settings.folder)
+        except UsageError:
+            if self.github is None or self.settings.command == "build":
+                raise
+        from bot.github.commits import RemoteRepository
+
+        return RemoteRepository(self.github, self.settings.folder, self.settings.inside, self.settings.globs)
 
     def _command(self) -> str:
         if self.settings.command == "build" and self.settings.event.is_pull_request:
@@ -135,42 +146,55 @@ class Action:
 
     # ------------------------------------------------------------------------------------------------------------ previews
 
-    def _preview(self, chosen: Sequence[Change]) -> None:
-        files = [change.file for change in chosen if change.file]
+    def _preview(self, chosen: Sequence[Change], changes: Sequence[Change], comparison: Comparison) -> None:
+        settings = self.settings
+        bugs: list[Exception] = []
         with untrusted():
-            with ThreadPoolExecutor(RECIPES_AT_ONCE) as pool:
-                previews = list(pool.map(self._preview_file, files))
+            previews = preview_changes(chosen, settings.preview_sources, runner=settings.runner, on_bug=bugs.append)
+            if settings.strict:
+                previews = [preview.strict() for preview in previews]
             for preview in previews:
                 print(preview.to_text(), flush=True)
-        self._output("previews", self.settings.shown(_save(previews, self.settings.out)))
+        if chosen:
+            self._output("previews", settings.shown(_save(previews, settings.out)))
+        for bug in bugs:
+            say_bug(self.annotations, bug, settings.debug)
+        reported = self._report(previews, changes, comparison)
         for preview in previews:
-            self._annotate(preview.recipe, preview.findings)
-            if preview.has_errors:
-                self.codes.add(UNREACHABLE if preview.source_failed else RECIPE_ERROR)
+            # The check run has them at their lines: said twice they would stand there twice.
+            self._annotate(preview.recipe, preview.findings, silent=reported)
+            self.codes.add(preview.code)
         for section in summary.preview_sections(previews):
             self.summary.add(section)
 
-    def _preview_file(self, file: RecipeFile) -> Preview:
+    def _report(self, previews: Sequence[Preview], changes: Sequence[Change], comparison: Comparison) -> bool:
+        """Comment on the pull request and add a check run; whether its findings stand there now."""
+        number, head = self.settings.event.pull_request
+        if number is None or head is None or self.github is None or not self.settings.comment:
+            return False
+        from bot.github.client import GitHubError
+        from bot.github.report import say_check, say_comment
+
+        settings = self.settings
         try:
-            if file.loaded is None:
-                raise file.error or RecipeError((), file.path)
-            plan = plan_recipe(file.loaded, self.settings.sources(file.path))
-            return preview_of(plan, file.path, runner_findings(file.loaded))
-        except RecipeError as error:
-            failed = any(isinstance(finding, f.SourceUnavailable) for finding in error.findings)
-            return Preview(
-                recipe=file.path,
-                name=file.name,
-                family=None,
-                parameters=None,
-                checkpoint_bytes=None,
-                gguf_bytes=None,
-                download_bytes=None,
-                build_disk_bytes=None,
-                license=None,
-                findings=tuple(error.findings),
-                source_failed=failed,
+            run_url = settings.run_url
+            said = say_comment(
+                self.github, number, previews, changes, comparison.why, head=head, run_url=run_url, scope=settings.scope
             )
+            if said:
+                say_check(self.github, head, previews, settings.inside)
+        except GitHubError as error:
+            # A fork's pull request cannot comment from `pull_request`: that is as it should be, and not the author's fault.
+            expected = error.status == 403
+            self.annotations.add(
+                "notice" if expected else "error",
+                f"The preview could not be put on the pull request: {error}. It stands in the summary of this job.",
+                title="moerge",
+            )
+            if not expected:
+                self.codes.add(error.exit_code)
+            return False
+        return said
 
     # -------------------------------------------------------------------------------------------------------------- builds
 
@@ -195,10 +219,13 @@ class Action:
         if findings:
             self.summary.add(summary.findings_section(path, findings))
 
-    def _annotate(self, path: str, findings: Sequence[f.Finding]) -> None:
+    def _annotate(self, path: str, findings: Sequence[f.Finding], *, silent: bool = False) -> None:
         # Paths of annotations begin at the workspace, those of recipes at their checkout.
         shown = self.settings.shown(self.settings.folder / path)
         for finding in findings:
+            if silent:
+                self.annotations.counts[finding.level] += 1
+                continue
             self.annotations.add(finding.level, finding.text, file=shown, line=finding.line, title=finding.id)
 
     def _output(self, name: str, value: str) -> None:

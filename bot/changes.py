@@ -10,11 +10,12 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from bot.git import Blob, Commits, Repository
 from bot.globs import matcher
+from merge import findings as f
 from merge import yaml_file
 from merge.errors import RecipeError, UsageError
 from merge.recipe import LoadedRecipe, parse_recipe
@@ -141,6 +142,15 @@ def recipes_below(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def recipe_on_disk(path: Path) -> RecipeFile:
+    """A recipe file as it is now; one that cannot be opened is a recipe with that mistake."""
+    try:
+        return replace(read_recipe(_on_disk(path), path.name, path.parent), path=str(path))
+    except OSError as error:
+        problem = RecipeError([f.NotReadable(problem=error.strerror or str(error))], str(path))
+        return RecipeFile(str(path), b"", "", None, problem)
+
+
 def changed_on_disk(path: Path, base: str, *, shown: str) -> Change:
     """What happened to a recipe file on disk since the commit `base`. Raises UsageError where there is no such commit."""
     repository = Repository(path.absolute().parent)
@@ -158,7 +168,7 @@ def changed_on_disk(path: Path, base: str, *, shown: str) -> Change:
         return Change(shown, ADDED, "the recipe is new", new)
     moved = next((name for name in _local_paths(new) if repository.differs(commit, name)), None)
     change = _compared(old, new, moved)
-    return Change(shown, change.kind, change.why, new, old)
+    return Change(shown, change.kind, change.why, new, replace(old, path=shown))
 
 
 _SAME = "the recipe says the same as before"

@@ -33,6 +33,15 @@ class Event:
         return self.name in PULL_REQUESTS or self.name == "merge_group"
 
     @property
+    def pull_request(self) -> tuple[int | None, str | None]:
+        """The number of the event's pull request and its newest commit."""
+        if self.name not in PULL_REQUESTS:
+            return None, None
+        pull = self.payload.get("pull_request")
+        number = pull.get("number") if isinstance(pull, dict) else None
+        return number if isinstance(number, int) else None, _at(pull, "head", "sha")
+
+    @property
     def is_from_fork(self) -> bool:
         """Whether its recipes come from another repository than the one it happened in, or from nobody knows where."""
         if self.name not in PULL_REQUESTS:

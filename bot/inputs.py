@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.changes import DEFAULT_GLOBS
 from bot.events import Event, read_event
 from merge.errors import UsageError
+from merge.hub import Hub, header_cache
 from merge.sources import Sources
+
+if TYPE_CHECKING:
+    from bot.github.client import GitHub
 
 COMMANDS = ("preview", "plan", "build")
 TOKENS = ("INPUT_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+GITHUB_TOKENS = ("INPUT_GITHUB_TOKEN", "GITHUB_TOKEN")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -40,8 +48,21 @@ INPUTS = {
         "A Hugging Face token: to read gated and private models, and to publish. Not used for pull requests from forks. "
         "Without it the environment's HF_TOKEN is used."
     ),
+    "github_token": Input(
+        "The job's own token for GitHub, with the permissions that the workflow gives it.", "${{ github.token }}"
+    ),
     "hub_endpoint": Input("URL of another Hub than huggingface.co. Without it the environment's HF_ENDPOINT is used."),
     "working_directory": Input("Folder of the recipe repository's checkout, inside the workspace.", "."),
+    "comment": Input(
+        "Whether a pull request gets a comment with its preview and a check run with every finding at its line: true or "
+        "false. It needs github_token with pull-requests: write and checks: write.",
+        "true",
+    ),
+    "strict": Input("Whether a warning fails a preview as an error does: true or false.", "false"),
+    "cache": Input(
+        "Folder, relative to the workspace, for what models' headers said, to be kept from job to job (actions/cache). "
+        "Commits never change, so a second preview asks the Hub only whether there are new ones."
+    ),
     "out": Input("Folder for previews.json and for builds, relative to the workspace.", "moerge-out"),
     "device": Input("Where forward passes of a build run: auto, cpu or cuda. Without it the recipe decides."),
     "publish": Input("Whether `build` publishes what it built: true or false.", "true"),
@@ -68,6 +89,21 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
+class GitHubAccess:
+    """The recipe repository on GitHub, and the token that reads and writes there."""
+
+    repository: str
+    token: str = field(repr=False)
+    api: str
+
+    def client(self) -> GitHub:
+        """A client of it; no request is made yet."""
+        from bot.github.client import GitHub
+
+        return GitHub(self.repository, self.token, self.api)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All that one run of the action was given, decided once."""
 
@@ -83,6 +119,11 @@ class Settings:
     runner: str
     job_image: str | None
     job_namespace: str | None
+    github: GitHubAccess | None
+    comment: bool
+    strict: bool
+    cache: Path | None
+    run_url: str | None
     event: Event
     summary_file: Path | None
     output_file: Path | None
@@ -92,7 +133,7 @@ class Settings:
         """A path as later steps can use it: relative to the workspace, which in a container has another place."""
         return str(path.relative_to(self.workspace)) if path.is_relative_to(self.workspace) else str(path)
 
-    def sources(self, recipe: str) -> Sources:
+    def sources(self, recipe: str, hub: Hub | None = None) -> Sources:
         """Where the models of a recipe come from: the Hub, or folders of its repository unless it is a pull request's."""
         return Sources(
             (self.folder / recipe).parent,
@@ -100,14 +141,34 @@ class Settings:
             token=self.token,
             allow_local=not self.event.is_pull_request,
             local_root=self.folder,
+            hub=hub,
         )
+
+    def preview_sources(self, recipe: str) -> Sources:
+        """The same, where only headers are asked for: all recipes share one Hub, whose answers are kept."""
+        return self.sources(recipe, self._preview_hub)
+
+    @cached_property
+    def _preview_hub(self) -> Hub:
+        return Hub(self.endpoint, self.token, self.cache or header_cache())
+
+    @property
+    def inside(self) -> str:
+        """The folder of the repository that recipes' paths begin at."""
+        return str(self.folder.relative_to(self.workspace))
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """What tells this preview from another one of the same pull request; empty where it is the only one."""
+        said = (*self.globs, self.inside)
+        return () if said == (*DEFAULT_GLOBS, ".") else said
 
     def prepare_client(self) -> None:
         """Take the tokens out of the environment: they are passed per call, and no library or process finds them there.
 
         For a fork's pull request the Hub's client may not look for a token by itself either.
         """
-        for name in TOKENS:
+        for name in (*TOKENS, *GITHUB_TOKENS):
             os.environ.pop(name, None)
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -118,7 +179,7 @@ class Settings:
 
 def tokens(environment: Mapping[str, str]) -> list[str]:
     """Every secret of the environment that this action knows of."""
-    return [value for name in TOKENS if (value := environment.get(name, "").strip())]
+    return [value for name in (*TOKENS, *GITHUB_TOKENS) if (value := environment.get(name, "").strip())]
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -131,12 +192,13 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     )
     workspace = Path(environment.get("GITHUB_WORKSPACE") or Path.cwd()).resolve()
     folder = (workspace / _input(environment, "working_directory")).resolve()
-    if not folder.is_dir() or not folder.is_relative_to(workspace):
+    # Without a checkout the folder is on GitHub alone.
+    if not folder.is_relative_to(workspace) or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"input working_directory: {folder} is not a folder inside the workspace {workspace}")
     endpoint = _input(environment, "hub_endpoint") or environment.get("HF_ENDPOINT", "").strip()
     if endpoint and not endpoint.startswith(("https://", "http://")):
         raise UsageError("input hub_endpoint must be a URL that begins with https://")
-    known = tokens(environment)
+    known = [value for name in TOKENS if (value := environment.get(name, "").strip())]
     return Settings(
         command=_choice(environment, "command", COMMANDS),
         globs=_globs(_input(environment, "recipes")),
@@ -150,11 +212,30 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         runner=_input(environment, "runner"),
         job_image=_input(environment, "job_image") or None,
         job_namespace=_input(environment, "job_namespace") or None,
+        github=_github(environment),
+        comment=_choice(environment, "comment", ("true", "false")) == "true",
+        strict=_choice(environment, "strict", ("true", "false")) == "true",
+        cache=workspace / cache if (cache := _input(environment, "cache")) else None,
+        run_url=_run_url(environment),
         event=event,
         summary_file=_path(environment, "GITHUB_STEP_SUMMARY"),
         output_file=_path(environment, "GITHUB_OUTPUT"),
         debug=environment.get("RUNNER_DEBUG") == "1",
     )
+
+
+def _github(environment: Mapping[str, str]) -> GitHubAccess | None:
+    repository = environment.get("GITHUB_REPOSITORY", "")
+    token = next((value for name in GITHUB_TOKENS if (value := environment.get(name, "").strip())), None)
+    if token is None or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return None
+    return GitHubAccess(repository, token, environment.get("GITHUB_API_URL") or "https://api.github.com")
+
+
+def _run_url(environment: Mapping[str, str]) -> str | None:
+    """The address of this run of a workflow."""
+    parts = [environment.get(name, "") for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")]
+    return f"{parts[0]}/{parts[1]}/actions/runs/{parts[2]}" if all(parts) else None
 
 
 def _input(environment: Mapping[str, str], name: str) -> str:

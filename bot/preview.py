@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bot.runners import runner_findings
+from bot.differences import Difference
+from bot.needs import Fit, fit, fit_findings, memory_bytes
+from bot.runners import parse_runner, runner_findings
 from merge import findings as f
-from merge.errors import RecipeError, SourcesUnavailable
+from merge.checkpoint import Checkpoint
+from merge.errors import MoergeError, RecipeError, SourcesUnavailable
 from merge.plan import MergePlan, Parameters
 from merge.planner import build_plan
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
@@ -22,25 +26,44 @@ DTYPE_WORDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Preview:
-    """One recipe's preview. Everything after `name` is None where the recipe or its sources have an error; bytes to download
-    and of disk also where a source has no weights to build from."""
+    """One recipe's preview. Everything after `findings` is None or empty where the recipe or its sources have an error; bytes to
+    download and of disk also where a source has no weights to build from. `bug` says what went wrong here, if anything."""
 
     recipe: str
     name: str
-    family: str | None
-    parameters: Parameters | None
-    checkpoint_bytes: int | None
-    gguf_bytes: dict[str, int] | None
-    download_bytes: int | None
-    build_disk_bytes: int | None
-    license: str | None
     findings: tuple[f.Finding, ...]
+    family: str | None = None
+    parameters: Parameters | None = None
+    checkpoint_bytes: int | None = None
+    gguf_bytes: dict[str, int] | None = None
+    download_bytes: int | None = None
+    build_disk_bytes: int | None = None
+    build_memory_bytes: int | None = None
+    license: str | None = None
     plan: MergePlan | None = None
+    fit: Fit | None = None
     source_failed: bool = False
+    bug: str | None = None
+    # What the pull request or the working tree does to it, and how it differs from what was there before.
+    change: str | None = None
+    against: tuple[Difference, ...] = ()
 
     @property
     def has_errors(self) -> bool:
         return any(finding.level == f.ERROR for finding in self.findings)
+
+    @property
+    def code(self) -> int:
+        """The exit code that this preview asks for."""
+        if self.bug is not None:
+            return MoergeError.exit_code
+        if not self.has_errors:
+            return 0
+        return SourcesUnavailable.exit_code if self.source_failed else RecipeError.exit_code
+
+    def strict(self) -> Preview:
+        """The same with every warning an error."""
+        return replace(self, findings=tuple(finding.strict() for finding in self.findings))
 
     def to_json(self) -> dict[str, Any]:
         """The object that `preview --json` prints."""
@@ -55,25 +78,43 @@ class Preview:
             "build_disk_bytes": self.build_disk_bytes,
             "license": self.license,
             "findings": [
-                {"id": finding.id, "level": finding.level, "message": finding.text, "line": finding.line}
+                {
+                    "id": finding.id,
+                    "level": finding.level,
+                    "message": finding.text,
+                    "line": finding.line,
+                    "fault": finding.fault,
+                }
                 for finding in self.findings
             ],
+            "build_memory_bytes": self.build_memory_bytes,
+            "runner": asdict(self.fit) if self.fit else None,
+            "sources": {source.name: source.commit for source in self.sources},
+            "change": self.change,
+            "against_base": [asdict(difference) for difference in self.against],
+            "bug": self.bug,
         }
+
+    @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        """The models it is made of, the base first, each once."""
+        return tuple(self.plan.sources.values()) if self.plan else ()
 
     def to_text(self) -> str:
         """The preview as a person reads it in a terminal."""
         lines = [f"{self.recipe}: {self.name}"]
-        if self.plan is not None and self.parameters is not None:
-            lines += [f"  {label:<11} {text}" for label, text in self._rows(self.plan, self.parameters)]
+        lines += [f"  {label:<11} {text}" for label, text in self.rows()]
+        lines += [f"  {'changed':<11} {one.what}: {one.before} → {one.after}" for one in self.against]
         lines += [f"  {finding.located(self.recipe)}" for finding in self.findings]
+        lines += [f"  a bug in moerge, not in your recipe: {f.printable(self.bug)}"] if self.bug else []
         return "\n".join(lines)
 
-    def _rows(self, plan: MergePlan, parameters: Parameters) -> list[tuple[str, str]]:
-        experts = f"{plan.expert_count} experts, {plan.experts_per_token} per token"
-        if plan.kept_experts:
-            experts = (
-                f"{plan.kept_experts} experts kept and {len(plan.experts)} added, {plan.experts_per_token} per token"
-            )
+    def rows(self) -> list[tuple[str, str]]:
+        """What comes of the recipe, by label; empty where nothing does."""
+        plan, parameters = self.plan, self.parameters
+        if plan is None or parameters is None:
+            return []
+        experts = f"{experts_words(plan)}, {plan.experts_per_token} per token"
         if plan.has_shared:
             experts += ", 1 shared"
         count = billions(parameters.total)
@@ -82,14 +123,17 @@ class Preview:
         build = "not possible before the sources have weights"
         if self.download_bytes is not None and self.build_disk_bytes is not None:
             build = f"{size(self.download_bytes)} to download, {size(self.build_disk_bytes)} of disk"
+            build += f", about {size(self.build_memory_bytes or 0)} of memory"
         rows = [
             ("family", f"{plan.family_title} ({plan.why_family}), {experts}"),
             ("parameters", f"{count} in all, {billions(parameters.active)} active per token ({parts})"),
             ("checkpoint", f"{size(self.checkpoint_bytes or 0)} ({DTYPE_WORDS[plan.dtype]})"),
             ("gguf", quants or "none asked for"),
             ("build", build),
-            ("licence", self.license or "not known: the sources state none, or different ones"),
         ]
+        if self.fit is not None:
+            rows.append(("runner", f"{self.fit.runner}: {_verdict(self)}"))
+        rows.append(("licence", self.license or "not known: the sources state none, or different ones"))
         names = dict.fromkeys(plan.sources[key].name for key in (plan.base, *plan.experts))
         return [*rows, ("sources", ", ".join(names))]
 
@@ -98,30 +142,56 @@ def preview_recipe(path: Path, sources: Sources | None = None, **options: Any) -
     """Preview one recipe file. `options` are those of `Sources`, whose folder is the recipe's where none is given."""
     try:
         loaded = load_recipe(path)
-        plan = plan_recipe(loaded, sources or Sources(path.parent, **options))
     except RecipeError as error:
-        return _failed(path, error.findings, source_failed=isinstance(error, SourcesUnavailable))
-    return preview_of(plan, str(path), runner_findings(loaded))
+        return Preview(str(path), path.stem, error.findings)
+    return preview_loaded(loaded, sources or Sources(path.parent, **options), str(path))
 
 
-def preview_of(plan: MergePlan, path: str, more: Sequence[f.Finding] = ()) -> Preview:
-    """The preview of a plan that has been made, with what else was found in its recipe."""
+def preview_loaded(loaded: LoadedRecipe, sources: Sources, path: str, runner: str | None = None) -> Preview:
+    """Preview a recipe that was read, shown as `path`. `runner` is where it is built if it names none itself."""
+    try:
+        return preview_of(plan_recipe(loaded, sources), loaded, path, runner)
+    except RecipeError as error:
+        return Preview(path, loaded.name, error.findings, source_failed=isinstance(error, SourcesUnavailable))
+
+
+def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | None = None) -> Preview:
+    """The preview of a plan that has been made."""
     gguf = gguf_sizes(plan, plan.quants)
-    disk = plan.download_bytes + plan.checkpoint_bytes + sum(gguf.values())
     has_weights = all(source.why_no_headers is None for source in plan.sources.values())
+    disk = plan.download_bytes + plan.checkpoint_bytes + sum(gguf.values()) if has_weights else None
+    memory = memory_bytes(plan)
+    found = [*plan.findings, *runner_findings(loaded), *_hints(plan)]
+    fitting = None
+    if wanted := loaded.recipe.build.runner or runner:
+        # A runner that cannot be meant is a finding already.
+        with suppress(ValueError):
+            fitting = fit(parse_runner(wanted), disk, memory)
+            found += fit_findings(fitting, disk or 0, memory, loaded.line("build", "runner"))
     return Preview(
         recipe=path,
         name=plan.name,
+        findings=tuple(found),
         family=plan.family,
         parameters=plan.parameters,
         checkpoint_bytes=plan.checkpoint_bytes,
         gguf_bytes=gguf,
         download_bytes=plan.download_bytes if has_weights else None,
-        build_disk_bytes=disk if has_weights else None,
+        build_disk_bytes=disk,
+        build_memory_bytes=memory,
         license=plan.license,
-        findings=(*plan.findings, *more, *_hints(plan)),
         plan=plan,
+        fit=fitting,
     )
+
+
+def _verdict(preview: Preview) -> str:
+    found = preview.fit
+    assert found is not None
+    if found.fits is None:
+        return "how much disk and memory it has is not known here" if found.disk is None else "it cannot be told"
+    has = f"{size(found.disk or 0)} of disk, {size(found.memory or 0)} of memory"
+    return f"the build fits ({has})" if found.fits else f"the build does not fit ({has})"
 
 
 def _hints(plan: MergePlan) -> tuple[f.Finding, ...]:
@@ -165,20 +235,11 @@ def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
     return build_plan(loaded, opened)
 
 
-def _failed(path: Path, found: Sequence[f.Finding], source_failed: bool) -> Preview:
-    return Preview(
-        recipe=str(path),
-        name=path.stem,
-        family=None,
-        parameters=None,
-        checkpoint_bytes=None,
-        gguf_bytes=None,
-        download_bytes=None,
-        build_disk_bytes=None,
-        license=None,
-        findings=tuple(found),
-        source_failed=source_failed,
-    )
+def experts_words(plan: MergePlan) -> str:
+    """How many experts the result has, and where they are from if its base is a mixture already."""
+    if plan.kept_experts:
+        return f"{plan.kept_experts} experts kept and {len(plan.experts)} added"
+    return f"{plan.expert_count} experts"
 
 
 def billions(count: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bot.changes import DELETED, RENAMED, Change
+from bot.github.comment import section
 from bot.preview import Preview, billions, size
 from cards.markdown import code, escape, link
 from merge import findings as f
@@ -76,7 +77,7 @@ def quiet_section(changes: Iterable[Change]) -> str | None:
 
 
 def preview_sections(previews: Sequence[Preview]) -> Iterator[str]:
-    """A table of all previews in parts that can be left out one by one, then the findings of each recipe."""
+    """A table of all previews and all there is to say of each, in parts that can be left out one by one."""
     for start in range(0, len(previews), 100):
         yield "\n".join(
             [
@@ -86,8 +87,7 @@ def preview_sections(previews: Sequence[Preview]) -> Iterator[str]:
             ]
         )
     for preview in previews:
-        if preview.findings:
-            yield findings_section(preview.recipe, preview.findings)
+        yield section(preview, is_open=preview.code != 0, findings=FINDINGS_SHOWN)
 
 
 def findings_section(recipe: str, findings: Sequence[f.Finding]) -> str:

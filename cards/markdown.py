@@ -11,6 +11,7 @@ links (https://github.github.com/gfm/), and never on a renderer removing what is
 from __future__ import annotations
 
 import re
+from html import escape as escape_html
 from urllib.parse import quote
 
 # Invisible, and no break of the line: what stands on its two sides is no longer one word to a renderer.
@@ -29,8 +30,11 @@ _ESCAPES |= {ord(c): f"\\{c}" for c in "*[]~^#"}
 # Inside of a word an underscore is one; at its edge it may begin or end emphasis.
 _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _BLOCK_START = re.compile(r"^(?=[-+=])|^(\d+)(?=[.)](?:\s|$))")
-# Mentions, web addresses, bare hosts and e-mail addresses, which some renderers make links of wherever they stand.
-_LINKED = re.compile(r"@|/(?=/)|www(?=\.)|(?:mailto|xmpp)(?=:)|(?<=\w)\.(?=[^\W\d_])", re.IGNORECASE)
+# Mentions, references to issues, web addresses, bare hosts and e-mail addresses, which some renderers make links of wherever
+# they stand. (A number sign after an ampersand is one of our own character references.)
+_LINKED = re.compile(
+    r"@|(?<!&)#(?=\d)|\bGH(?=-\d)|/(?=/)|www(?=\.)|(?:mailto|xmpp)(?=:)|(?<=\w)\.(?=[^\W\d_])", re.IGNORECASE
+)
 
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9._/+=:,@-]+(?: [A-Za-z0-9._/+=:,@-]+)*")
 _URL_SAFE = ":/?#!&'+,;=%~-._@"
@@ -56,6 +60,12 @@ def escape(text: str) -> Markdown:
     """`text` in one line, as words that mean nothing to a renderer, whether in a sentence, a heading or a table's cell."""
     plain = _UNDERSCORE.sub(r"\\_", one_line(text).translate(_ESCAPES))
     plain = _BLOCK_START.sub(r"\1\\", plain)
+    return Markdown(_LINKED.sub(lambda found: f"{found[0]}{JOINER}", plain))
+
+
+def html(text: str) -> Markdown:
+    """`text` in one line as HTML, for where Markdown does not reach: between the tags of a block of HTML."""
+    plain = escape_html(one_line(text), quote=True)
     return Markdown(_LINKED.sub(lambda found: f"{found[0]}{JOINER}", plain))
 
 

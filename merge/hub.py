@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,20 @@ class Hub:
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, cache: Path | None = None) -> None:
-        from huggingface_hub import HfApi
-
-        self.api: HfApi = HfApi(endpoint=endpoint, token=token)
-        self._cache = HeaderCache(cache, self.api.endpoint, token) if cache is not None else None
+        self._endpoint, self._token, self._folder = endpoint, token, cache
         self._opened: dict[tuple[ModelReference, Layout], Future[Checkpoint]] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def api(self) -> HfApi:
+        """The client, imported for the first model that is on no disk."""
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self._endpoint, token=self._token)
+
+    @cached_property
+    def _cache(self) -> HeaderCache | None:
+        return HeaderCache(self._folder, self.api.endpoint, self._token) if self._folder is not None else None
 
     def open(self, reference: ModelReference, layout: Layout = MODEL) -> Checkpoint:
         """The checkpoint at `reference`, from its headers, pinned to the commit its revision meant when it was first asked for."""
@@ -216,6 +225,11 @@ class Hub:
             )
             hf_raise_for_status(response)
         return response.status_code, response.content
+
+
+def header_cache() -> Path:
+    """Where previews keep what headers said, unless they are told another folder."""
+    return _store() / "headers"
 
 
 def _store() -> Path:

@@ -32,7 +32,7 @@ def test_the_readme_has_the_action_s_inputs_and_outputs_as_they_are(root: Path) 
 
     readme = (root / "README.md").read_text(encoding="utf-8")
     for name, entry in INPUTS.items():
-        default = " ".join(f"`{word}`" for word in entry.default.split()) or "–"  # noqa: RUF001 the table has a dash there
+        default = " ".join(f"`{word}`" for word in entry.default.splitlines()) or "–"  # noqa: RUF001 the table has a dash there
         assert f"| `{name}` | {default} | {entry.description} |" in readme
     for name, description in OUTPUTS.items():
         assert f"| `{name}` | {description} |" in readme

@@ -6,6 +6,7 @@ matters, how to mend it. docs/findings.md is made from these docstrings.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, ClassVar
 
@@ -13,17 +14,28 @@ ERROR = "error"
 WARNING = "warning"
 NOTICE = "notice"
 
+# Whose mistake a finding is: the recipe's author can mend the one, the owner of a source model the other.
+RECIPE = "recipe"
+SOURCE = "source"
+
 
 class Finding:
     """One statement about a recipe, at a line of it where it has one. Made by calling a subclass with its holes."""
 
     id: ClassVar[str]
-    level: ClassVar[str]
+    level: str
     message: ClassVar[str]
+    fault: ClassVar[str] = RECIPE
 
     def __init__(self, line: int | None = None, **holes: Any) -> None:
         self.line = line
         self.holes = holes
+
+    def strict(self) -> Finding:
+        """The same finding with a warning made an error."""
+        found = copy.copy(self)
+        found.level = ERROR if self.level == WARNING else self.level
+        return found
 
     @property
     def text(self) -> str:
@@ -65,7 +77,8 @@ def documentation() -> str:
     parts = [
         "# Findings",
         "",
-        "What `moerge` may say about a recipe. An *error* stops a build, a *warning* does not, a *notice* only informs.",
+        "What `moerge` may say about a recipe. An *error* stops a build, a *warning* does not (`moerge preview --strict` makes it",
+        "an error), a *notice* only informs. *In a source*: the recipe may be right, and a model that it names is not.",
         "This page is made from the code: `python -m merge.findings > docs/findings.md`.",
     ]
     for kind in all_findings():
@@ -73,7 +86,7 @@ def documentation() -> str:
             "",
             f"## {kind.id}",
             "",
-            f"*{kind.level}*: `{kind.message}`",
+            f"*{kind.level}{' in a source' if kind.fault == SOURCE else ''}*: `{kind.message}`",
             "",
             inspect.cleandoc(kind.__doc__ or ""),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.findings.base import ERROR, WARNING, Finding
+from merge.findings.base import ERROR, SOURCE, WARNING, Finding
 
 
 class LicenseConflict(Finding):
@@ -31,6 +31,7 @@ class LicenseUnknown(Finding):
 
     id = "license-unknown"
     level = WARNING
+    fault = SOURCE
     message = "no licence is stated by {models}: whether a merge may be published is not known"
 
 

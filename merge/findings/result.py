@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.findings.base import ERROR, NOTICE, WARNING, Finding
+from merge.findings.base import ERROR, NOTICE, SOURCE, WARNING, Finding
 
 
 class TooFewExperts(Finding):
@@ -94,6 +94,7 @@ class MissingTensor(Finding):
 
     id = "missing-tensor"
     level = ERROR
+    fault = SOURCE
     message = "{model} lacks tensor {tensor!r}"
 
 
@@ -102,6 +103,7 @@ class WrongTensorShape(Finding):
 
     id = "wrong-tensor-shape"
     level = ERROR
+    fault = SOURCE
     message = "tensor {tensor!r} of {model} has shape {shape}; its config means {expected}"
 
 
@@ -150,3 +152,12 @@ class ReadersDisagree(Finding):
     id = "readers-disagree"
     level = WARNING
     message = "{model} has norm_topk_prob: {value}, llama.cpp computes {family} models the other way: GGUF files will answer differently"
+
+
+class DoesNotFit(Finding):
+    """The sources, the checkpoint and the GGUF files need more disk than the runner has, or a forward pass more memory. The build
+    would fail after it has downloaded for a while. Name another runner in `build.runner`, or make fewer quants."""
+
+    id = "does-not-fit"
+    level = WARNING
+    message = "the build needs {needs}; {runner} has {has}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merge.findings.base import ERROR, NOTICE, WARNING, Finding
+from merge.findings.base import ERROR, NOTICE, SOURCE, WARNING, Finding
 
 
 class CustomCode(Finding):
@@ -11,6 +11,7 @@ class CustomCode(Finding):
 
     id = "custom-code"
     level = ERROR
+    fault = SOURCE
     message = "{model} needs code of its own (auto_map in its config.json), which is never run"
 
 
@@ -22,6 +23,7 @@ class PickleOnly(Finding):
 
     id = "pickle-only"
     level = ERROR
+    fault = SOURCE
     message = "{model} has pickle shards (pytorch_model*.bin) without their pytorch_model.bin.index.json"
 
 
@@ -32,6 +34,7 @@ class AdapterUnusable(Finding):
 
     id = "adapter-unusable"
     level = ERROR
+    fault = SOURCE
     message = "adapter {adapter} cannot be used: {problem}"
 
 
@@ -78,6 +81,7 @@ class HeadersMissing(Finding):
 
     id = "headers-missing"
     level = WARNING
+    fault = SOURCE
     message = "{model} has no weights here: figures are computed from its config.json alone"
 
 
@@ -95,6 +99,7 @@ class SourceUnavailable(Finding):
 
     id = "source-unavailable"
     level = ERROR
+    fault = SOURCE
     message = "{problem}"
 
 
@@ -119,6 +124,7 @@ class BadConfig(Finding):
 
     id = "bad-config"
     level = ERROR
+    fault = SOURCE
     message = "config.json of {model}: {problem}"
 
 
@@ -166,6 +172,7 @@ class UnsupportedDtype(Finding):
 
     id = "unsupported-dtype"
     level = ERROR
+    fault = SOURCE
     message = "tensor {tensor!r} of {model} is stored as {dtype}; a merge reads F32, F16 and BF16"
 
 
@@ -174,6 +181,7 @@ class TokenizerMissing(Finding):
 
     id = "tokenizer-missing"
     level = WARNING
+    fault = SOURCE
     message = "{model} has no tokenizer (tokenizer.json or tokenizer.model); the result will have none, and no GGUF"
 
 

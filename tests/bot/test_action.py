@@ -325,7 +325,7 @@ def test_a_bug_of_ours_is_called_so_and_the_traceback_is_only_for_debug_logging(
     head = recipes.commit(**{"recipes/a.yaml": recipe(2)})
     broken = recipes.folder.parent / "broken"
     broken.mkdir()
-    (broken / "sitecustomize.py").write_text("import bot.action\nbot.action.plan_recipe = lambda *_: 1 / 0\n")
+    (broken / "sitecustomize.py").write_text("import bot.preview\nbot.preview.plan_recipe = lambda *_: 1 / 0\n")
     for debug in ("0", "1"):
         environment = {"RUNNER_DEBUG": debug, "PYTHONPATH": f"{broken}:{ROOT}"}
         step = run_step(recipes.folder, "push", push(ZEROS, head), head, environment=environment)

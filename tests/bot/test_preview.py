@@ -21,7 +21,7 @@ COMMUNITY = {
     "clown-car-4x7B": 24.15,
 }
 KEYS = ["recipe", "name", "family", "parameters", "checkpoint_bytes", "gguf_bytes", "download_bytes", "build_disk_bytes",
-        "license", "findings"]  # fmt: skip
+        "license", "findings", "build_memory_bytes", "runner", "sources", "change", "against_base", "bug"]  # fmt: skip
 
 
 def preview_json(root: Path, capsys: pytest.CaptureFixture[str], *recipes: str) -> tuple[int, list[dict]]:
@@ -50,7 +50,7 @@ def test_the_json_has_the_promised_keys_and_its_parts_add_up(root: Path, capsys:
     assert preview["checkpoint_bytes"] == 2 * parameters["total"]
     assert set(preview["gguf_bytes"]) == {"Q8_0", "Q4_K_M"}
     assert preview["download_bytes"] is None  # there are only configs: nothing could be built from them
-    assert set(preview["findings"][0]) == {"id", "level", "message", "line"}
+    assert set(preview["findings"][0]) == {"id", "level", "message", "line", "fault"}
 
 
 def test_a_recipe_with_an_error_keeps_its_place_in_the_list(
@@ -93,12 +93,12 @@ def test_the_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_bug_of_ours_is_said_to_be_one_and_shows_no_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    import bot.preview
+    import bot.previews
 
     def broken(*args: object, **options: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(bot.preview, "preview_recipe", broken)
+    monkeypatch.setattr(bot.previews, "preview_loaded", broken)
     assert main(["preview", str(root / "recipes/Beyonder-4x7B-v3.yaml")]) == 5
     error = capsys.readouterr().err
     assert "a bug in moerge" in error
