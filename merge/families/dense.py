@@ -177,7 +177,7 @@ def dense_model(config: Mapping[str, Any]) -> DenseModel:
     if layers > MAX_LAYERS:
         raise ConfigError(f"num_hidden_layers is {layers}, more than any model has")
     window, sliding_layers = _windows(config, kind, layers)
-    theta, scaling = _rope(config, kind.defaults["rope_theta"])
+    theta, scaling = _rope(config, kind.defaults)
     biases = {name for key, names in kind.biases.items() if _flag(get(key), key) for name in names}
     return DenseModel(
         model_type=model_type,
@@ -234,9 +234,9 @@ def _windows(config: Mapping[str, Any], kind: ModelType, layers: int) -> tuple[i
     return (window, sliding) if any(sliding) else nowhere
 
 
-def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Mapping[str, Any] | None]:
+def _rope(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[float, Mapping[str, Any] | None]:
     """RoPE from either spelling: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5)."""
-    both = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    both = config.get("rope_parameters") or config.get("rope_scaling") or defaults.get("rope_scaling") or {}
     if not isinstance(both, dict):
         raise ConfigError("rope_scaling is not a mapping")
     if any(isinstance(value, dict) for value in both.values()):
@@ -244,7 +244,7 @@ def _rope(config: Mapping[str, Any], default_theta: float) -> tuple[float, Mappi
     scaling = {key: value for key, value in both.items() if key not in ("rope_theta", "type")}
     scaling.setdefault("rope_type", both.get("type", "default"))
     theta = both.get("rope_theta", config.get("rope_theta"))
-    theta = _positive(default_theta if theta is None else theta, "rope_theta")
+    theta = _positive(defaults["rope_theta"] if theta is None else theta, "rope_theta")
     factor = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if factor not in (None, 1, 1.0):
         raise ConfigError(f"partial_rotary_factor {factor} is not one of a Llama model")

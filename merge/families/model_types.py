@@ -64,6 +64,10 @@ _UPPER_LAYERS: dict[str, Any] = {
 _GRANITE = _LLAMA | {
     "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
 }  # fmt: skip
+_CWM_ROPE = {
+    "rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 _MULTIPLIERS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
 
 MODEL_TYPES: dict[str, ModelType] = {
@@ -106,6 +110,14 @@ MODEL_TYPES: dict[str, ModelType] = {
         | {"bos_token_id": 1, "eos_token_id": 2},
         biases={},
         slides=lambda layer, _: True,
+    ),
+    "cwm": ModelType(
+        _COMMON
+        | {"rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 1e6, "num_key_value_heads": 8}
+        | {"head_dim": 128, "mlp_bias": False, "sliding_window": 8192}
+        | {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "rope_scaling": _CWM_ROPE},
+        biases={"mlp_bias": MLP_PARTS},
+        slides=lambda layer, _: layer % 4 != 0,
     ),
     "seed_oss": ModelType(
         _COMMON

@@ -26,7 +26,7 @@ from merge.families.model_types import MLP_PARTS
 NAME = "qwen2_moe"
 TITLE = "Qwen2-MoE"
 ALIASES: tuple[str, ...] = ("Qwen MoE",)
-ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral", "ministral", "seed_oss")
+ACCEPTS: tuple[str, ...] = ("qwen2", "llama", "mistral", "ministral", "cwm", "seed_oss")
 SHARED = GATED_SHARED
 NORMALISES = False
 WINDOW = True

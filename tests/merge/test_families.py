@@ -24,6 +24,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
     "ernie4_5": {"head_dim": 16},
     "ministral": {"head_dim": 16, "sliding_window": 8},
+    "cwm": {"head_dim": 16, "sliding_window": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
     "seed_oss": {"head_dim": 16},
     "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},

@@ -62,7 +62,7 @@ def hidden(base: Path, **keys: Any) -> str:
     ("model_type", "family"),
     [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
      ("granite", "granitemoe"), ("granite_swa", "granitemoe_swa"), ("ernie4_5", "ernie4_5_moe"),
-     ("hunyuan_v1_dense", "hunyuan_v1_moe"), ("cohere2", "cohere2_moe"), ("ministral", "qwen2_moe"), ("seed_oss", "qwen2_moe")],
+     ("hunyuan_v1_dense", "hunyuan_v1_moe"), ("cohere2", "cohere2_moe"), ("ministral", "qwen2_moe"), ("cwm", "qwen2_moe"), ("seed_oss", "qwen2_moe")],
 )  # fmt: skip
 def test_the_base_chooses_the_family(model_type: str, family: str, tmp_path: Path) -> None:
     base = small(tmp_path / "base", model_type)

@@ -63,6 +63,8 @@ def test_a_key_absent_from_config_json_means_what_transformers_makes_of_it(model
             assert theirs.get(key) in (None, theirs["hidden_size"] // theirs["num_attention_heads"])
         elif key == "num_key_value_heads" and value is None:  # as many as query heads
             assert theirs[key] == theirs["num_attention_heads"]
+        elif key == "rope_scaling":
+            assert {"rope_theta": DEFAULTS[model_type]["rope_theta"], **value} == theirs["rope_parameters"]
         elif key == "rope_theta":
             assert theirs["rope_parameters"]["rope_theta"] == value
         elif key in theirs:
