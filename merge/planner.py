@@ -16,7 +16,7 @@ from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
 from merge.expr import Concat, Expr, Gate, LowRank, Noise, Read, Scale, Zeros, cast, elements, reads
-from merge.families import FAMILIES, WITHOUT_CLASS, families_for, families_named
+from merge.families import FAMILIES, WINDOW_IN_GGUF, WITHOUT_CLASS, families_for, families_named
 from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
 from merge.families.mixture import MoeModel, mixed_config
@@ -64,12 +64,7 @@ class _Planner:
         base = models[self.base.key]
         self.check_places(family, models)
         self.check_family(family, base, mixture)
-        why_no_gguf = family.why_no_gguf(base.dense, mixture)
-        if why_no_gguf is None and base.dense.hidden_act != "silu":
-            why_no_gguf = f"llama.cpp computes such models with silu, not with {base.dense.hidden_act}"
-        if why_no_gguf and self.recipe.release.quants:
-            line = self.loaded.line("architecture") or self.loaded.line("base_model")
-            self.add(f.NoGguf(line, family=family.TITLE, why=why_no_gguf))
+        why_no_gguf = self.why_no_gguf(family, base.dense, mixture)
         self.read_adapters(models)
         self.stop_on_errors()
         named = [self.base, *self.experts, *self.shared]
@@ -362,6 +357,20 @@ class _Planner:
         window = base.sliding_window
         if window is not None and window < base.max_position_embeddings and not family.WINDOW:
             self.add(f.WindowLost(line, model=model, family=title, window=window))
+
+    def why_no_gguf(self, family: Family, base: DenseModel, mixture: Mixture) -> str | None:
+        """Why no GGUF can be made; and where one can, what it cannot have."""
+        why = family.why_no_gguf(base, mixture)
+        if why is None and base.hidden_act != "silu":
+            why = f"llama.cpp computes such models with silu, not with {base.hidden_act}"
+        line, window = self.loaded.line("base_model"), base.sliding_window
+        if not self.recipe.release.quants:
+            return why
+        if why is not None:
+            self.add(f.NoGguf(self.loaded.line("architecture") or line, family=family.TITLE, why=why))
+        elif family.WINDOW and family.NAME not in WINDOW_IN_GGUF and window and window < base.max_position_embeddings:
+            self.add(f.GgufWithoutWindow(line, model=self.base.name, family=family.TITLE, window=window))
+        return why
 
     # ------------------------------------------------------------------------------------------------------- the result
 

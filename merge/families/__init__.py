@@ -36,6 +36,8 @@ FAMILIES: tuple[Family, ...] = (
     cohere2_moe,
 )
 
+# Those whose sliding windows llama.cpp has. It runs the others without, as it does Mistral's dense models.
+WINDOW_IN_GGUF = frozenset({granitemoe_swa.NAME, cohere2_moe.NAME})
 # Those that transformers has no class for: nothing of it can run such a model.
 WITHOUT_CLASS = frozenset({deepseek.NAME})
 

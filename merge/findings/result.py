@@ -161,3 +161,12 @@ class DoesNotFit(Finding):
     id = "does-not-fit"
     level = WARNING
     message = "the build needs {needs}; {runner} has {has}"
+
+
+class GgufWithoutWindow(Finding):
+    """The checkpoint has the base's sliding window, but llama.cpp (b11434) has none in models of this family, as it has none in
+    dense Mistral models: its answers are the same up to the window, and beyond it the GGUF files go on seeing the whole text."""
+
+    id = "gguf-without-window"
+    level = WARNING
+    message = "{model} has a sliding window, which llama.cpp ignores in {family} models: beyond {window} tokens GGUF files read on differently"

@@ -137,3 +137,27 @@ def test_gguf_is_promised_of_just_the_families_that_are_written_and_each_is_run(
     promised = any(family.why_no_gguf(base, Mixture(2, 2, shared, "bfloat16")) is None for shared in (False, True))
     assert promised == (family.NAME in WRITTEN)
     assert promised == (family.NAME in {name for name, _, _ in BASES})
+
+
+@pytest.mark.parametrize(
+    "family", [x for x in FAMILIES if x.WINDOW and x.NAME in WRITTEN], ids=lambda family: family.NAME
+)
+def test_a_window_that_llama_cpp_ignores_is_said_where_the_context_goes_beyond_it(
+    family: Family, tmp_path: Path
+) -> None:
+    kind = {"mixtral": "mistral"}.get(family.NAME, family.ACCEPTS[0])
+    switch = {"use_sliding_window": True, "max_window_layers": 0} if kind.startswith("qwen") else {}
+    types = {} if kind == "mistral" else {"layer_types": ["sliding_attention"] * 2}
+    for context, quants, is_said in ((256, ["F32"], True), (64, ["F32"], False), (256, [], False)):
+        base = small(
+            tmp_path / f"{context}", kind, sliding_window=64, max_position_embeddings=context, **switch, **types
+        )
+        recipe = {
+            "base_model": str(base),
+            "gate_mode": "random",
+            "architecture": family.NAME,
+            "release": {"quants": quants},
+        }
+        plan = planned(json.dumps(recipe | {"experts": [{"source_model": str(base)}] * 2}), tmp_path)
+        said = "gguf-without-window" in {finding.id for finding in plan.findings}
+        assert said == (is_said and "sliding_window" not in WRITTEN[family.NAME].needs)
