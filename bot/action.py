@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bot import summary
+from bot import collect, comments, summary
 from bot.builds import build_all, release_json, say_bug
 from bot.changes import Change, all_recipes, changes_between
 from bot.events import Comparison, compare
@@ -21,9 +22,13 @@ from bot.inputs import OUTPUTS, Settings, read_settings, tokens
 from bot.matrix import JOBS, by_urgency, clashes, errors_of, is_buildable, matrix, plan_entries
 from bot.preview import Preview
 from bot.previews import preview_changes
+from bot.releases import tagged_recipe
 from bot.workflow_commands import Annotations, Summary, mask, untrusted, write_output
 from merge import findings as f
 from merge.errors import DestinationError, MoergeError, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from bot.github.client import GitHub
 
 PREVIEWS = "previews.json"
 RECIPE_ERROR, CRASH = RecipeError.exit_code, MoergeError.exit_code
@@ -64,27 +69,35 @@ class Action:
     def run(self) -> int:
         """Do what was asked. Outputs and the summary are written also where something failed."""
         try:
-            comparison, changes = self._changes()
-            chosen = [change for change in changes if change.to_build]
-            self._output("changed", json.dumps([change.path for change in chosen]))
-            command = self._command()
-            self.summary.add(summary.heading(_title(command, len(chosen)), comparison.why))
-            if quiet := summary.quiet_section(changes):
-                self.summary.add(quiet)
-            self._plan(changes)
-            if not chosen:
-                self.summary.add(summary.nothing_to_do())
-            if command == "preview":
-                self._preview(chosen, changes, comparison)
-            elif not chosen:
-                pass
-            elif command == "build":
-                self._build(chosen)
+            if self.settings.command in ("collect", "reply"):
+                self._end()
+            elif self.settings.command == "comment":
+                self._obey()
             else:
-                self._say_broken(chosen)
+                self._work(*self._changes())
         finally:
             self._finish()
         return max(self.codes, default=0)
+
+    def _work(self, comparison: Comparison, changes: Sequence[Change]) -> None:
+        """Preview, plan or build the recipes that are meant."""
+        chosen = [change for change in changes if change.to_build]
+        self._output("changed", json.dumps([change.path for change in chosen]))
+        command = self._command()
+        self.summary.add(summary.heading(_title(command, len(chosen)), comparison.why))
+        if quiet := summary.quiet_section(changes):
+            self.summary.add(quiet)
+        self._plan(changes)
+        if not chosen:
+            self.summary.add(summary.nothing_to_do())
+        if command == "preview":
+            self._preview(chosen, changes, comparison)
+        elif not chosen:
+            pass
+        elif command == "build":
+            self._build(chosen)
+        else:
+            self._say_broken(chosen)
 
     # ------------------------------------------------------------------------------------------------------- which recipes
 
@@ -94,7 +107,8 @@ class Action:
         if comparison.head is None:
             return comparison, []
         if comparison.base is None:
-            return comparison, all_recipes(repository, comparison.head, globs, comparison.why)
+            every = all_recipes(repository, comparison.head, globs, comparison.why)
+            return comparison, self._tagged(self.settings.event.tag, every) if self.settings.event.tag else every
         return comparison, changes_between(repository, comparison.base, comparison.head, globs)
 
     def _repository(self) -> Commits:
@@ -107,6 +121,20 @@ class Action:
         from bot.github.commits import RemoteRepository
 
         return RemoteRepository(self.github, self.settings.folder, self.settings.inside, self.settings.globs)
+
+    def _tagged(self, tag: str, every: Sequence[Change]) -> list[Change]:
+        """The recipe that a pushed tag NAME-vVERSION releases, if it means one."""
+        found = tagged_recipe(tag, {change.name for change in every})
+        chosen = [replace(change, why=f"tag {tag}") for change in every if found and change.name == found[0]]
+        for change in chosen:
+            loaded = change.file.loaded if change.file else None
+            if found and loaded and loaded.recipe.release.version not in (None, found[1], f"v{found[1]}"):
+                line = loaded.line("release", "version")
+                wrong = f.TagVersion(line, tag=tag, version=loaded.recipe.release.version)
+                self._say_findings(change.path, (wrong,))
+                self.codes.add(RECIPE_ERROR)
+                return []
+        return chosen
 
     def _command(self) -> str:
         if self.settings.command == "build" and self.settings.event.is_pull_request:
@@ -211,6 +239,74 @@ class Action:
             if outcome.findings and is_buildable(outcome.change):
                 self._say_findings(outcome.change.path, outcome.findings)
         self.summary.add(summary.build_section(outcomes))
+        collect.save_outcomes(outcomes, self.settings.out)
+
+    # --------------------------------------------------------------------------------------------- comments, and the end
+
+    def _needed_github(self) -> GitHub:
+        if self.github is None:
+            raise UsageError(
+                f"{self.settings.command} needs the job's token: `github_token`, or INPUT_GITHUB_TOKEN where it is a step"
+            )
+        return self.github
+
+    def _obey(self) -> None:
+        """Do what a comment asks for, if it asks for anything and may."""
+        given = comments.asked(self.settings.event)
+        github = self._needed_github()
+        if given is None or not comments.obey(given, github):
+            self.summary.add("Not a command, or not from someone who may write here: nothing is done.")
+            return
+        if given.command.kind == comments.BUILD:
+            self._plan_asked(given, github)
+        elif not given.on_pull_request:
+            comments.refuse(given, github, "`/moerge preview` is for a pull request: there is none here.")
+        else:
+            event = comments.as_pull_request(self.settings.event, given, github)
+            token = None if event.is_from_fork else self.settings.token
+            self.settings = replace(self.settings, command="preview", event=event, token=token)
+            self.settings.prepare_client()
+            self._work(*self._changes())
+
+    def _plan_asked(self, given: comments.Asked, github: GitHub) -> None:
+        """Plan the builds that a comment asks for, of the recipes as the default branch has them."""
+        comparison, every = self._changes()
+        known = {change.path: change for change in every}
+        if missing := [path for path in given.command.paths if path not in known]:
+            comments.refuse(given, github, comments.no_such_recipes(missing, list(known)))
+            self.codes.add(RECIPE_ERROR)
+            return
+        why = f"asked for by {given.login}"
+        chosen = [replace(known[path], why=why) for path in given.command.paths]
+        self.settings = replace(self.settings, command="plan")
+        self._work(replace(comparison, why=why), chosen)
+        broken = [change for change in chosen if not is_buildable(change)]
+        for change in broken:
+            comments.refuse(given, github, summary.findings_section(change.path, errors_of(change)))
+
+    def _end(self) -> None:
+        """Say what became of every recipe of the run: in the summary and on GitHub, or in answer to a comment."""
+        settings, event = self.settings, self.settings.event
+        results = collect.read_outcomes(settings.out, settings.expected)
+        github, releases = self._needed_github(), dict[str, str]()
+        if settings.command == "reply":
+            given = comments.asked(event)
+            if given is None:
+                raise UsageError("`reply` answers the comment of an issue_comment event")
+            github.write_comment(given.number, collect.answer(results, settings.run_url))
+            return
+        try:
+            releases = collect.publish_releases(results, github, event, event.sha)
+            collect.set_statuses(results, github, event.sha, settings.run_url)
+        finally:
+            self.summary.add(f"## moerge: {collect.headline(results)}\n\n{collect.table(results, releases)}")
+        released = [(result.recipe, result.release) for result in results if result.release]
+        self._output("published", json.dumps([release_json(path, release) for path, release in released]))
+        self._output("model_url", released[-1][1].url if released else "")
+        for result in results:
+            if result.said == collect.NO_RESULT:
+                self.annotations.add("error", result.said, file=settings.shown(settings.folder / result.recipe))
+                self.codes.add(result.code)
 
     # ------------------------------------------------------------------------------------------------------ saying it all
 
@@ -258,5 +354,5 @@ def _place(entry: Mapping[str, Any]) -> str | None:
 
 
 def _title(command: str, count: int) -> str:
-    what = {"preview": "preview of", "plan": "plan of", "build": "build of"}[command]
+    what = {"preview": "preview of", "build": "build of"}.get(command, "plan of")
     return f"{what} {count} recipe{'' if count == 1 else 's'}"

@@ -16,7 +16,7 @@ from bot.inputs import Settings
 from bot.jobs import JobOptions, build_in_job
 from bot.matrix import is_buildable, runner_of
 from bot.preview import plan_recipe
-from bot.releases import Release, released_here, released_in_job
+from bot.releases import Release, released_here, released_in_job, tag_on_hub, tagged_recipe
 from bot.runners import Runner
 from bot.summary import Outcome
 from bot.workflow_commands import Annotations, group, untrusted
@@ -61,6 +61,9 @@ def _build_one(change: Change, settings: Settings, annotations: Annotations) -> 
     try:
         with untrusted():
             made = _built_and_published(change, settings)
+            pushed = tagged_recipe(settings.event.tag, [change.name]) if settings.event.tag else None
+            if pushed and made.release:
+                tag_on_hub(made.release, pushed[1], settings.token, settings.endpoint)
     except RecipeError as error:
         return Outcome(change, "the recipe has errors", error.exit_code, findings=tuple(error.findings))
     except MoergeError as error:

@@ -42,6 +42,12 @@ class Event:
         return number if isinstance(number, int) else None, _at(pull, "head", "sha")
 
     @property
+    def tag(self) -> str | None:
+        """The tag that was pushed."""
+        ref = _at(self.payload, "ref") if self.name == "push" and self.payload.get("deleted") is not True else None
+        return ref.removeprefix("refs/tags/") if ref and ref.startswith("refs/tags/") else None
+
+    @property
     def is_from_fork(self) -> bool:
         """Whether its recipes come from another repository than the one it happened in, or from nobody knows where."""
         if self.name not in PULL_REQUESTS:

@@ -19,7 +19,7 @@ from merge.sources import Sources
 if TYPE_CHECKING:
     from bot.github.client import GitHub
 
-COMMANDS = ("preview", "plan", "build")
+COMMANDS = ("preview", "plan", "build", "collect", "comment", "reply")
 TOKENS = ("INPUT_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 GITHUB_TOKENS = ("INPUT_GITHUB_TOKEN", "GITHUB_TOKEN")
 DEVICES = ("auto", "cpu", "cuda")
@@ -36,7 +36,9 @@ class Input:
 INPUTS = {
     "command": Input(
         "What to do: `preview` shows what changed recipes would give, `plan` emits a matrix of the recipes to build, "
-        "`build` builds and publishes them. For a pull request `build` previews and writes nothing to the Hub.",
+        "`build` builds and publishes them. For a pull request `build` previews and writes nothing to the Hub. "
+        "`collect` ends a run of several jobs: summary, releases and statuses on GitHub. `comment` obeys a comment like "
+        "`/moerge build recipes/x.yaml`, `reply` answers it.",
         "preview",
     ),
     "recipes": Input(
@@ -51,6 +53,7 @@ INPUTS = {
     "github_token": Input(
         "The job's own token for GitHub, with the permissions that the workflow gives it.", "${{ github.token }}"
     ),
+    "expected": Input("For `collect` and `reply`: the plan's output `matrix`, to tell whose result is missing."),
     "hub_endpoint": Input("URL of another Hub than huggingface.co. Without it the environment's HF_ENDPOINT is used."),
     "working_directory": Input("Folder of the recipe repository's checkout, inside the workspace.", "."),
     "comment": Input(
@@ -123,6 +126,7 @@ class Settings:
     comment: bool
     strict: bool
     cache: Path | None
+    expected: str
     run_url: str | None
     event: Event
     summary_file: Path | None
@@ -216,6 +220,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         comment=_choice(environment, "comment", ("true", "false")) == "true",
         strict=_choice(environment, "strict", ("true", "false")) == "true",
         cache=workspace / cache if (cache := _input(environment, "cache")) else None,
+        expected=_input(environment, "expected"),
         run_url=_run_url(environment),
         event=event,
         summary_file=_path(environment, "GITHUB_STEP_SUMMARY"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot.preview import billions, size
 from cards.markdown import code, escape, link
+from merge.errors import DestinationError
 
 if TYPE_CHECKING:
     from bot.jobs import JobRelease
@@ -143,6 +144,23 @@ def tagged_recipe(tag: str, names: Iterable[str]) -> tuple[str, str] | None:
         if version != tag and VERSION.fullmatch(version):
             return name, version
     return None
+
+
+def tag_on_hub(release: Release, version: str, token: str | None, endpoint: str | None) -> None:
+    """Put a version's tag on both repositories of a release; one that is there stays where it is. Raises DestinationError."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(endpoint=endpoint, token=token)
+    for repo, commit in ((release.repo, release.commit), (release.gguf_repo, None)):
+        if repo is None:
+            continue
+        try:
+            if version not in {ref.name for ref in api.list_repo_refs(repo).tags}:
+                api.create_tag(repo, tag=version, revision=commit)
+        except (HfHubHTTPError, httpx2.HTTPError) as error:
+            raise DestinationError(f"{repo}: the tag {version} was refused ({type(error).__name__})") from None
 
 
 def release_text(release: Release, marker: str = MARKER) -> str:

@@ -14,7 +14,20 @@ from collections.abc import Sequence
 from merge import __version__
 from merge.errors import MoergeError, RecipeError
 
-COMMANDS = ("preview", "build", "publish", "card", "merge", "gates", "quantize", "plan", "action", "schema", "hub")
+COMMANDS = (
+    "preview",
+    "build",
+    "publish",
+    "card",
+    "merge",
+    "gates",
+    "quantize",
+    "plan",
+    "action",
+    "schema",
+    "hub",
+    "init",
+)
 CRASH = 5
 
 

@@ -212,6 +212,29 @@ class GitHub:
                 return False
             raise
 
+    def react(self, comment: int, reaction: str) -> None:
+        """A reaction of ours to a comment, such as `eyes`. One request."""
+        self._request("POST", f"/issues/comments/{comment}/reactions", {"content": reaction})
+
+    def pull(self, number: int) -> dict[str, Any]:
+        """A pull request, as events have it. One request."""
+        found: dict[str, Any] = self._get(f"/pulls/{number}", {})
+        return found
+
+    def release(self, body: Mapping[str, Any], marker: str) -> str:
+        """Make the release of a tag, or edit the one that is there if its text has `marker`; someone else's stays as it is.
+        Returns its address. Two requests."""
+        try:
+            there = self._get(f"/releases/tags/{body['tag_name']}", {})
+        except GitHubError as error:
+            if error.status != 404:
+                raise
+            return str(self._request("POST", "/releases", dict(body))["html_url"])
+        if marker in (there.get("body") or "") and there["body"] != body["body"]:
+            kept = {key: body[key] for key in ("tag_name", "name", "body")}
+            self._request("PATCH", f"/releases/{there['id']}", kept)
+        return str(there["html_url"])
+
     # ------------------------------------------------------------------------------------------------------------ requests
 
     def _get(self, path: str, parameters: dict[str, str]) -> Any:

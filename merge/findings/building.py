@@ -48,3 +48,12 @@ class SharedRepository(Finding):
     id = "shared-repository"
     level = ERROR
     message = "{other} publishes to {repo} too; give each recipe a repository of its own"
+
+
+class TagVersion(Finding):
+    """The tag that was pushed names another version than the recipe does, so it is not clear which is meant. Correct
+    `release.version` and push the tag on the new commit, or leave the version out of the recipe: the tag then gives it."""
+
+    id = "tag-version"
+    level = ERROR
+    message = "tag {tag} was pushed, and the recipe says version {version}"
