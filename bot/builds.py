@@ -107,17 +107,20 @@ def _built_and_published(change: Change, settings: Settings) -> _Made:
             "docs/action.md shows how"
         )
     # Torch and what comes with it: a preview does without.
-    from bot.pipeline import build
-    from bot.publish import publish
+    from bot.pipeline import build, build_and_publish
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DestinationError(f"{out}: {error.strerror}; input `out` must name a folder") from None
-    report = build(loaded, settings.sources(change.path), out, device=settings.device)
-    release = None
     if settings.publish and loaded.recipe.release.repo is not None:
-        release = released_here(report, publish(out, token=settings.token, endpoint=settings.endpoint))
+        report, publication = build_and_publish(
+            loaded, settings.sources(change.path), out,
+            device=settings.device, token=settings.token, endpoint=settings.endpoint,
+        )  # fmt: skip
+        release = released_here(report, publication)
+    else:
+        report, release = build(loaded, settings.sources(change.path), out, device=settings.device), None
     count = sum(file.bytes for file in (*report.files, *report.gguf_files))
     return _Made(report.parameters["total"], count, release)
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.checkpoints import check_weights, checkpoint, make_checkpoint
 from bot.gates import gate_findings, gates_key_of, make_gates, routing_of, written_in
@@ -17,7 +18,7 @@ from bot.work import GGUF, MODEL, Work, fetched
 from cards.render import write_cards
 from evals.results import REPORT, FileMade, Report
 from merge import findings as f
-from merge.errors import DestinationError
+from merge.errors import DestinationError, UsageError
 from merge.files import write_atomically, writing
 from merge.plan import MergePlan
 from merge.progress import say
@@ -25,7 +26,10 @@ from merge.recipe import LoadedRecipe
 from merge.sources import Sources
 from merge.writer import is_cut_off
 
-__all__ = ["GGUF", "MODEL", "build", "merge"]
+if TYPE_CHECKING:
+    from bot.publish import Publication
+
+__all__ = ["GGUF", "MODEL", "build", "build_and_publish", "merge"]
 
 
 def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> Report:
@@ -39,6 +43,46 @@ def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | No
         say(finding.located(str(loaded.path)))
     with locked(out):
         return _build(Work(loaded, plan, sources, out, device, State(out)))
+
+
+def build_and_publish(
+    loaded: LoadedRecipe,
+    sources: Sources,
+    out: Path,
+    *,
+    device: str | None = None,
+    max_disk: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> tuple[Report, Publication]:
+    """Build `loaded` into `out` and publish it; a release that is on the Hub already is not built again.
+
+    With `max_disk`, the recipe's where None, the build is bounded: what is made is uploaded and deleted. Raises what `build`
+    and `publish` raise.
+    """
+    from bot.disk import parse_size
+    from bot.publish.release import destinations, publish, released
+
+    plan = plan_recipe(loaded, sources)
+    repo = loaded.recipe.release.repo
+    if repo is None:
+        raise UsageError(f"{loaded.path}: names no repository to publish to; add release: {{repo: owner/name}}")
+    limit = max_disk or loaded.recipe.build.max_disk
+    planned = planned_report(loaded, plan, gates_key_of(loaded, plan))
+    if (there := released(planned, plan.quants, token, endpoint)) is not None:
+        return there
+    if limit is None:
+        report = build(loaded, sources, out, device=device)
+        return report, publish(out, token=token, endpoint=endpoint)
+    from bot.bounded import build_bounded
+
+    for finding in plan.findings:
+        say(finding.located(str(loaded.path)))
+    with locked(out):
+        work = Work(loaded, plan, sources, out, device, State(out), out / "sources")
+        report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, token, endpoint))
+        shutil.rmtree(out / "sources", ignore_errors=True)
+    return report, publish(out, token=token, endpoint=endpoint)
 
 
 def merge(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> MergePlan:
@@ -60,17 +104,22 @@ def merge(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | No
 
 
 def _build(work: Work) -> Report:
-    gates = _gates(work)
+    gates = gates_of(work)
     files = checkpoint(work, gates)
     check_weights(work)
-    report = _report(work, gates, files, gguf_files(work))
+    return finish(work, gates, files, gguf_files(work))
+
+
+def finish(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
+    """The report and the cards of a build whose stages left these."""
+    report = _report(work, gates, files, gguf)
     with writing(work.out):
         write_atomically(work.out / REPORT, report.to_json())
         write_cards(work.out, report)
     return report
 
 
-def _gates(work: Work) -> Path:
+def gates_of(work: Work) -> Path:
     """The router's file, calibrated where it is not there already."""
     from merge.gates import gates_path
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bot.differences import Difference
+from bot.disk import parse_size, plan_bounded
 from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
 from merge import findings as f
 from merge.checkpoint import Checkpoint
-from merge.errors import MoergeError, RecipeError, SourcesUnavailable
+from merge.errors import MoergeError, RecipeError, SourcesUnavailable, UsageError
 from merge.plan import MergePlan, Parameters
 from merge.planner import build_plan
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
@@ -160,8 +161,15 @@ def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | N
     gguf = gguf_sizes(plan, plan.quants)
     has_weights = all(source.why_no_headers is None for source in plan.sources.values())
     disk = plan.download_bytes + plan.checkpoint_bytes + sum(gguf.values()) if has_weights else None
+    download = plan.download_bytes if has_weights else None
     memory = memory_bytes(plan)
     found = [*plan.findings, *runner_findings(loaded), *_hints(plan)]
+    if loaded.recipe.build.max_disk is not None and has_weights:
+        try:
+            bounded = plan_bounded(plan, parse_size(loaded.recipe.build.max_disk))
+            disk, download = bounded.disk_bytes, bounded.download
+        except UsageError as error:
+            found.append(f.TooLittleDisk(loaded.line("build", "max_disk"), problem=str(error)))
     fitting = None
     if wanted := loaded.recipe.build.runner or runner:
         # A runner that cannot be meant is a finding already.
@@ -176,7 +184,7 @@ def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | N
         parameters=plan.parameters,
         checkpoint_bytes=plan.checkpoint_bytes,
         gguf_bytes=gguf,
-        download_bytes=plan.download_bytes if has_weights else None,
+        download_bytes=download,
         build_disk_bytes=disk,
         build_memory_bytes=memory,
         license=plan.license,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from evals.results import CardText, ExpertUsed, FindingSaid, Report, SourceUsed
+from evals.results import CardText, ExpertUsed, FindingSaid, ReleaseWanted, Report, SourceUsed
 from merge import __version__
 from merge import findings as f
 from merge.plan import MergePlan
@@ -60,6 +60,14 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
         ),
         private=recipe.release.private,
         version=recipe.release.version,
+        release=ReleaseWanted(
+            private_first=recipe.release.private_first,
+            gated=recipe.release.gated,
+            collection=recipe.release.collection,
+            replaces=recipe.release.replaces,
+            create_pr=recipe.release.create_pr,
+        ),
+        copied_bytes=plan.copied_bytes,
         base=plan.sources[plan.base].name,
         sources=tuple(
             SourceUsed(

@@ -30,6 +30,8 @@ class Work:
     out: Path
     device: str | None
     state: State
+    # Sources come tensor by tensor into this folder, where there is no room for all of them.
+    ranges: Path | None = None
 
     @cached_property
     def gates_key(self) -> str:
@@ -44,7 +46,10 @@ class Work:
     @cached_property
     def local(self) -> Mapping[str, Checkpoint]:
         """The sources, brought to this machine at the first stage that needs them, and not at all if none does."""
-        return fetched(self.plan, self.sources)
+        if self.ranges is None:
+            return fetched(self.plan, self.sources)
+        check_weights_there(self.plan)
+        return self.sources.ranged(self.plan.needed_companions, self.plan.sources, self.ranges, 0)
 
     @property
     def on_device(self) -> str:
@@ -64,7 +69,12 @@ class Work:
 
 def fetched(plan: MergePlan, sources: Sources) -> dict[str, Checkpoint]:
     """The plan's sources with every file that is needed on this machine. Raises SourceError."""
+    check_weights_there(plan)
+    return sources.fetch(plan.needed_files, plan.sources)
+
+
+def check_weights_there(plan: MergePlan) -> None:
+    """Raises SourceError for a source that has no weights."""
     for source in plan.sources.values():
         if source.why_no_headers is not None:
             raise SourceError(f"{source.name}: its weights are not there, only its config.json")
-    return sources.fetch(plan.needed_files, plan.sources)

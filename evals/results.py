@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -172,6 +173,17 @@ class CardText:
 
 
 @dataclass(frozen=True)
+class ReleaseWanted:
+    """What the recipe asks of the release beside its files: see `release:` in the recipe's schema."""
+
+    private_first: bool = False
+    gated: Literal["auto", "manual"] | None = None
+    collection: str | None = None
+    replaces: str | None = None
+    create_pr: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one build."""
 
@@ -209,6 +221,9 @@ class Report:
     failed_quants: tuple[QuantFailed, ...] = ()
     imatrix: FileMade | None = None
     quants_measured: QuantsMeasured | None = None
+    release: ReleaseWanted = ReleaseWanted()
+    # Bytes of the checkpoint's tensors that are a source's own, copied and not computed.
+    copied_bytes: int = 0
     why_family: str = ""
     license_stated: bool = False
     # Numbers of config.json: layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary.
@@ -238,3 +253,8 @@ _REPORT = TypeAdapter(Report)
 def read_report(path: Path) -> Report:
     """The report in a build's folder. Raises OSError where there is none, ValueError where it is not one."""
     return _REPORT.validate_json(path.read_bytes())
+
+
+def parse_report(data: bytes) -> Report:
+    """A report's bytes. Raises ValueError where they are not one."""
+    return _REPORT.validate_json(data)

@@ -14,12 +14,15 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.dtypes import SIZES
 from merge.errors import SourceError
 from merge.pickles import read_pickle_file
 from merge.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from merge.ranged import RangeStore
 
 # The safetensors library's own limit for a header, in bytes.
 MAX_HEADER = 100_000_000
@@ -75,6 +78,8 @@ class Checkpoint:
     adapter: Checkpoint | None = None
     # SHA-256 by file name, where the Hub tells it (LFS files).
     sha256: Mapping[str, str] = field(default_factory=dict)
+    # Reads its tensors where they are not all on this machine.
+    ranges: RangeStore | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_hub(self) -> bool:

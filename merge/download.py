@@ -33,8 +33,9 @@ def download(
     size: int,
     sha256: str | None,
     advance: Callable[[int], None],
+    offset: int = 0,
 ) -> None:
-    """Fetch `url` to `target`, which then has `size` bytes and, where one is known, this checksum.
+    """Fetch `url` from byte `offset` on to `target`, which then has `size` bytes and, where one is known, this checksum.
 
     An earlier attempt's bytes (`target.partial`) are kept and only the rest is asked for. Raises SourceError where what
     came is not the file, DestinationError where it cannot be written; httpx2 and huggingface_hub errors pass through.
@@ -53,7 +54,7 @@ def download(
             have = min(partial.seek(0, 2), size)
             partial.truncate(have)
             advance(have)
-            _transfer(url, headers, partial, size, advance)
+            _transfer(url, headers, partial, size, advance, offset)
             _check(partial, target, sha256)
             Path(partial.name).rename(target)
     except HfHubHTTPError:  # an OSError too, but not of this machine
@@ -62,7 +63,9 @@ def download(
         raise DestinationError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def _transfer(url: str, headers: Mapping[str, str], file: BinaryIO, size: int, advance: Callable[[int], None]) -> None:
+def _transfer(
+    url: str, headers: Mapping[str, str], file: BinaryIO, size: int, advance: Callable[[int], None], offset: int
+) -> None:
     """Append what is missing of `size` bytes; a broken transfer is taken up again as long as it gets anywhere."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
@@ -70,7 +73,7 @@ def _transfer(url: str, headers: Mapping[str, str], file: BinaryIO, size: int, a
     failures = 0
     while (have := file.tell()) < size:
         try:
-            for chunk in _stream(url, headers, have, size):
+            for chunk in _stream(url, headers, offset + have, offset + size):
                 file.write(chunk)
                 advance(len(chunk))
             if file.tell() == have:
@@ -85,12 +88,12 @@ def _transfer(url: str, headers: Mapping[str, str], file: BinaryIO, size: int, a
             time.sleep(_pause(error, failures))
 
 
-def _stream(url: str, headers: Mapping[str, str], start: int, size: int) -> Iterator[bytes]:
-    """The bytes of `url` from `start`; never more than make `size`."""
+def _stream(url: str, headers: Mapping[str, str], start: int, stop: int) -> Iterator[bytes]:
+    """The bytes of `url` from `start` to `stop`."""
     from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-    asked = {**headers, "Range": f"bytes={start}-{size - 1}", "Accept-Encoding": "identity"}
-    left = size - start
+    asked = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    left = stop - start
     with get_session().stream("GET", url, headers=asked, follow_redirects=True) as response:
         if response.status_code >= 400:
             response.read()

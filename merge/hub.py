@@ -144,6 +144,19 @@ class Hub:
                     tensors |= _placed(folder / file, f"{path}/{file}", file, tensors)
         return replace(checkpoint, folder=folder, tensors=tensors if checkpoint.tensors is not None else None)
 
+    def fetch_range(self, checkpoint: Checkpoint, file: str, start: int, count: int, target: Path) -> None:
+        """Bytes start..start+count of a file of the repository to `target`, gone on with where an earlier try stopped."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        path, _, commit = checkpoint.key.rpartition("@")
+        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
+        with _readable(f"{path}/{file}", self.api.endpoint):
+            download(
+                url, build_hf_headers(token=self.api.token), target,
+                size=count, sha256=None, advance=lambda count: None, offset=start,
+            )  # fmt: skip
+
     def _fetch(self, checkpoint: Checkpoint, file: str, target: Path, advance: Callable[[int], None]) -> None:
         """One file of the repository to `target`: linked where the client's cache has it, else downloaded."""
         from huggingface_hub import hf_hub_url, try_to_load_from_cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from merge import findings as f
 from merge.checkpoint import Checkpoint
-from merge.expr import Concat, Expr, Gate, Read, nbytes, reads
+from merge.expr import Concat, Expr, Gate, Read, nbytes, pieces, reads
 from merge.recipe import RANDOM_GATES, Expert
 
 
@@ -92,6 +92,11 @@ class MergePlan:
         return sum(nbytes(tensor.expr) for tensor in self.tensors)
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes of the result's tensors that are a source's own, untouched."""
+        return sum(nbytes(piece) for tensor in self.tensors for piece in pieces(tensor.expr) if isinstance(piece, Read))
+
+    @property
     def needed_files(self) -> dict[str, tuple[str, ...]]:
         """By source key, the files that a build reads: the shards with a tensor it uses, and the base's companions.
         Gates made from hidden states need the whole base."""
@@ -111,6 +116,12 @@ class MergePlan:
             base = self.sources[self.base].tensors or {}
             needed[self.base].update(info.file for info in base.values() if info.file is not None)
         return {key: tuple(sorted(files)) for key, files in needed.items()}
+
+    @property
+    def needed_companions(self) -> dict[str, tuple[str, ...]]:
+        """By source key, the small files that a build reads."""
+        small = {file for source in self.sources.values() for file in source.companions}
+        return {key: tuple(file for file in files if file in small) for key, files in self.needed_files.items()}
 
     @property
     def download_bytes(self) -> int:

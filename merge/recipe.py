@@ -101,7 +101,15 @@ class Release(_Section):
     tags: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=100)
     quants: Annotated[tuple[Literal[QUANTS], ...], _LIST] = Field(DEFAULT_QUANTS, description="GGUF types to make")  # type: ignore[valid-type]
     private: bool = False
-    collection: Line | None = None
+    private_first: bool = Field(False, description="private until all of the release is there, then public")
+    gated: Literal["auto", "manual"] | None = Field(None, description="readers must ask: let in at once, or by hand")
+    collection: Line | None = Field(
+        None, description="a collection of the owner's, by title or slug, to add both repositories to"
+    )
+    replaces: Repository | None = Field(
+        None, description="an earlier model, whose card will name this one as its new version"
+    )
+    create_pr: bool = Field(False, description="open a pull request on the Hub instead of committing")
     version: Annotated[Line, BeforeValidator(_as_text)] | None = None
 
 
@@ -110,7 +118,7 @@ class Build(_Section):
 
     runner: Line | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_disk: Line | None = None
+    max_disk: Line | None = Field(None, description="the most disk a published build may take, such as 14GB")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
@@ -271,7 +279,7 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
             yield f.NotSupportedYet(document.line((section, index, "prompts_file")), key="prompts_file", hint="")
     for section, key in (
         ("router", "prompts_file"),
-        ("release", "collection"), ("build", "max_disk"), ("card", "sections"), ("card", "image"), ("card", "sponsor"),
+        ("card", "sections"), ("card", "image"), ("card", "sponsor"),
         ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
     ):  # fmt: skip
         if getattr(getattr(recipe, section), key) is not None:
@@ -338,6 +346,7 @@ _EXPECTED = {
 }  # fmt: skip
 _CHOICES = {
     "gate_mode": GATE_MODES, "dtype": DTYPES, "quants": QUANTS, "device": ("auto", "cpu", "cuda"),
+    "gated": ("auto", "manual"),
     "expand": ("true", "false", "base", "experts"),
 }  # fmt: skip
 

@@ -111,8 +111,16 @@ class Files:
 
 
 def open_files(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Files]:
-    """The bytes of each checkpoint of a plan, all of them local by now."""
-    return {key: Files(checkpoint) for key, checkpoint in checkpoints.items()}
+    """The bytes of each checkpoint of a plan, local by now or fetched tensor by tensor."""
+    return {key: _open_one(checkpoint) for key, checkpoint in checkpoints.items()}
+
+
+def _open_one(checkpoint: Checkpoint) -> Files:
+    if checkpoint.ranges is None:
+        return Files(checkpoint)
+    from merge.ranged import RangedFiles
+
+    return RangedFiles(checkpoint, checkpoint.ranges)
 
 
 def _read(file: _Open, offset: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

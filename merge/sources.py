@@ -91,6 +91,27 @@ class Sources:
             for key, checkpoint in checkpoints.items()
         }
 
+    def ranged(
+        self,
+        companions: Mapping[str, Iterable[str]],
+        checkpoints: Mapping[str, Checkpoint],
+        folder: Path,
+        capacity: int,
+    ) -> dict[str, Checkpoint]:
+        """The checkpoints with their small `companions` on this machine, and the tensors of those on the Hub fetched one by
+        one into `folder` when they are read, at most about `capacity` bytes at a time."""
+        from merge.ranged import RangeStore
+
+        if not any(checkpoint.is_hub for checkpoint in checkpoints.values()):
+            return dict(checkpoints)
+        store = RangeStore(folder, capacity, self.hub.fetch_range)
+        return {
+            key: replace(self.hub.download(checkpoint, companions.get(key, ())), ranges=store)
+            if checkpoint.is_hub
+            else checkpoint
+            for key, checkpoint in checkpoints.items()
+        }
+
     def _open(self, reference: ModelReference, layout: Layout) -> Checkpoint:
         if reference.is_local:
             return open_folder(self._local_folder(reference), str(reference), layout)

@@ -97,7 +97,7 @@ def _prepare(partial: Path, identity: str) -> None:
 def _write_shards(
     plan: MergePlan, contents: Contents, partial: Path, shard_bytes: int, advance: Callable[[int], None]
 ) -> None:
-    shards = _shards(plan.tensors, shard_bytes)
+    shards = shards_of(plan.tensors, shard_bytes)
     paths = [partial / shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
     sizes = [sum(nbytes(tensor.expr) for tensor in shard) for shard in shards]
     _check_space(partial, sum(size for path, size in zip(paths, sizes, strict=True) if not path.exists()))
@@ -105,7 +105,7 @@ def _write_shards(
         if path.exists():
             advance(size)
         else:
-            _write_shard(shard, contents, path, advance)
+            write_shard(shard, contents, path, advance)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -118,7 +118,7 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _shards(tensors: tuple[OutputTensor, ...], shard_bytes: int) -> list[list[OutputTensor]]:
+def shards_of(tensors: tuple[OutputTensor, ...], shard_bytes: int) -> list[list[OutputTensor]]:
     """Tensors in order, cut where the next one would make a shard larger than `shard_bytes`."""
     shards: list[list[OutputTensor]] = [[]]
     size = 0
@@ -131,7 +131,7 @@ def _shards(tensors: tuple[OutputTensor, ...], shard_bytes: int) -> list[list[Ou
     return shards
 
 
-def _write_shard(tensors: list[OutputTensor], contents: Contents, path: Path, advance: Callable[[int], None]) -> None:
+def write_shard(tensors: list[OutputTensor], contents: Contents, path: Path, advance: Callable[[int], None]) -> None:
     """Write a shard; it has its name only when all of it is on the disk. On an error nothing of it is left."""
     temporary = path.with_suffix(".tmp")
     try:
@@ -183,7 +183,7 @@ def _copy(source: Files, piece: Read, file: LargeFile, advance: Callable[[int], 
 
 
 def _write_small_files(plan: MergePlan, base: Checkpoint, partial: Path, shard_bytes: int) -> None:
-    shards = _shards(plan.tensors, shard_bytes)
+    shards = shards_of(plan.tensors, shard_bytes)
     if len(shards) > 1:
         weight_map = {t.name: shard_name(n, len(shards)) for n, shard in enumerate(shards, 1) for t in shard}
         index = {"metadata": {"total_size": plan.checkpoint_bytes}, "weight_map": weight_map}

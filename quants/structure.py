@@ -18,9 +18,8 @@ from quants.filetypes import TENSOR_TYPES, padded, tensor_bytes
 from quants.kernels import is_valid
 from quants.layout import Layout
 from quants.mixtures import layer_of
+from quants.split import TWIN_LAYERS as TWIN_LAYERS
 
-# Layers of a twin, beyond those without experts that a model may begin with.
-TWIN_LAYERS = 2
 # Bytes of blocks looked at in one call.
 _PIECE = 64 << 20
 

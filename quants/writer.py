@@ -24,6 +24,7 @@ from quants.kernels import encode, float32
 from quants.layout import GgufTensor, Layout
 from quants.mixtures import needs_importance
 from quants.rows import Contents, row_count, rows
+from quants.split import shard_paths, shards
 
 # Elements that one thread takes at a time: 4 MiB as float32, so that memory is flat even with a hundred threads.
 TASK_ELEMENTS = 1 << 20
@@ -60,34 +61,13 @@ class _OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenTarget:
+class OpenTarget:
     types: Mapping[str, str]
     files: tuple[_OpenFile, ...]
 
     @property
     def places(self) -> dict[str, _OpenFile]:
         return {name: file for file in self.files for name in file.offsets}
-
-
-def shards(layout: Layout, types: Mapping[str, str], max_bytes: int | None) -> list[list[GgufTensor]]:
-    """The tensors of each file of a split one, as llama.cpp's gguf-split divides them: by size, in order."""
-    parts: list[list[GgufTensor]] = [[]]
-    size = 0
-    for tensor in layout.tensors:
-        nbytes = padded(tensor_bytes(types[tensor.name], tensor.expr.shape))
-        if max_bytes is not None and parts[-1] and size + nbytes > max_bytes:
-            parts.append([])
-            size = 0
-        parts[-1].append(tensor)
-        size += nbytes
-    return parts
-
-
-def shard_paths(path: Path, count: int) -> list[Path]:
-    """The names that llama.cpp looks for: `name-00001-of-00003.gguf`; `path` itself where there is only one."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
 
 
 def write_ggufs(
@@ -104,7 +84,7 @@ def write_ggufs(
     where a tensor cannot be stored; then none of the targets is there, and no partial file is left.
     """
     with contextlib.ExitStack() as cleanup:
-        opened: list[_OpenTarget] = []
+        opened: list[OpenTarget] = []
         for target in targets:
             types = layout.types(target.file_type, importance is not None)
             _require_importance(target.file_type, types, importance)
@@ -113,17 +93,17 @@ def write_ggufs(
             for index, (path, tensors) in enumerate(zip(shard_paths(target.path, len(parts)), parts, strict=True)):
                 temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
                 cleanup.callback(temporary.unlink, missing_ok=True)
-                metadata = _shard_metadata(target.metadata, index, len(parts), len(layout.tensors))
-                with _destination(path):
-                    files.append(_begin(layout, types, tensors, metadata, path, temporary))
+                metadata = shard_metadata(target.metadata, index, len(parts), len(layout.tensors))
+                with destination(path):
+                    files.append(begin(layout, types, tensors, metadata, path, temporary))
                 cleanup.callback(os.close, files[-1].descriptor)
-            opened.append(_OpenTarget(types, tuple(files)))
+            opened.append(OpenTarget(types, tuple(files)))
         count = threads or len(os.sched_getaffinity(0))
-        _write_tensors(layout, contents, opened, count, progress or (lambda _: None), importance or {})
+        write_tensors(layout, contents, opened, count, progress or (lambda _: None), importance or {})
         for open_target in opened:
             # The first file, which makes the others usable, gets its name last.
             for file in reversed(open_target.files):
-                with _destination(file.path):
+                with destination(file.path):
                     os.fsync(file.descriptor)
                     file.temporary.rename(file.path)
         for folder in {target.path.parent for target in targets}:
@@ -139,7 +119,7 @@ def _require_importance(file_type: FileType, types: Mapping[str, str], importanc
             )
 
 
-def _shard_metadata(metadata: Mapping[str, Any], index: int, count: int, tensors: int) -> dict[str, Any]:
+def shard_metadata(metadata: Mapping[str, Any], index: int, count: int, tensors: int) -> dict[str, Any]:
     """The first file of a split one has all the metadata, each says which it is."""
     from gguf import GGUFValue, GGUFValueType
 
@@ -153,7 +133,7 @@ def _shard_metadata(metadata: Mapping[str, Any], index: int, count: int, tensors
     return {**(metadata if index == 0 else {}), **split}
 
 
-def _begin(
+def begin(
     layout: Layout,
     types: Mapping[str, str],
     tensors: Sequence[GgufTensor],
@@ -189,10 +169,10 @@ def _begin(
     return _OpenFile(path, temporary, descriptor, {name: start + offset for name, offset in relative.items()})
 
 
-def _write_tensors(
+def write_tensors(
     layout: Layout,
     contents: Contents,
-    targets: Sequence[_OpenTarget],
+    targets: Sequence[OpenTarget],
     threads: int,
     progress: Progress,
     importance: Importance,
@@ -217,7 +197,7 @@ def _write_tensors(
                 except ValueError as error:
                     raise SourceError(f"tensor {tensor.name} cannot be stored: {error}") from None
             row = tensor_bytes(kind, tensor.expr.shape[-1:])
-            with _destination(file.path):
+            with destination(file.path):
                 _write_all(file.descriptor, encoded[kind].data, file.offsets[tensor.name] + start * row)
             written += encoded[kind].nbytes
         return written
@@ -263,7 +243,7 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 @contextlib.contextmanager
-def _destination(path: Path) -> Iterator[None]:
+def destination(path: Path) -> Iterator[None]:
     """Turns the system's errors on writing `path` into a sentence."""
     try:
         yield

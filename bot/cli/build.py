@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bot.cli.options import add_device_option, add_source_options, source_options
+from bot.cli.options import add_device_option, add_source_options, hub_options, source_options
 
 HELP = "build a recipe: checkpoint, GGUF files, report and cards; a killed build goes on where it was"
 
@@ -13,6 +13,12 @@ HELP = "build a recipe: checkpoint, GGUF files, report and cards; a killed build
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the build's folder")
+    parser.add_argument("--publish", action="store_true", help="publish it to the Hub when it is built")
+    parser.add_argument(
+        "--max-disk",
+        metavar="SIZE",
+        help="with --publish: take at most so much disk (14GB); files are uploaded and deleted as they are made",
+    )
     add_device_option(parser)
     add_source_options(parser)
 
@@ -20,10 +26,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from bot import pipeline
     from bot.preview import billions, size
+    from merge.errors import NothingToDo, UsageError
     from merge.recipe import load_recipe
     from merge.sources import Sources
 
+    if args.max_disk and not args.publish:
+        raise UsageError("--max-disk needs --publish: files are uploaded to make room for the next")
     loaded = load_recipe(args.recipe)
+    if args.publish:
+        sources = Sources(loaded.folder, **source_options(args))
+        _, publication = pipeline.build_and_publish(
+            loaded, sources, args.out, device=args.device, max_disk=args.max_disk, **hub_options()
+        )
+        if not publication.changed:
+            raise NothingToDo(f"{publication.url}: already has this release; nothing was built or uploaded")
+        print(f"{publication.url} at {publication.tag}")
+        return 0
     report = pipeline.build(loaded, Sources(loaded.folder, **source_options(args)), args.out, device=args.device)
     model = sum(file.bytes for file in report.files)
     print(f"{report.name}: {billions(report.parameters['total'])} parameters, {report.gate_mode} gates")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +31,19 @@ class Lock:
         return dict(self.value["files"].get(repo, {}))
 
 
-def identity(report: Report) -> str:
-    """The identity of a release: parsed recipe, pinned sources, version of moerge, GGUF types."""
+def identity(report: Report, quants: Sequence[str] | None = None) -> str:
+    """The identity of a release: parsed recipe, pinned sources, version of moerge, GGUF types.
+
+    `quants` are the types that were asked for; without them those that were made, or could not be.
+    """
+    made = [quant.type for quant in report.quants] + [quant.type for quant in report.failed_quants]
+    asked = made if quants is None else quants
     said = {
         "moerge": report.moerge_version,
         "recipe": report.recipe_identity,
         "sources": _sources(report),
         "gates": report.gates_key,
-        "quants": [quant.type for quant in report.quants],
+        "quants": sorted(asked),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

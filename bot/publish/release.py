@@ -7,14 +7,19 @@ left alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bot.publish.contents import Release, read_release
-from bot.publish.lock import gguf_repository, tag_name
-from bot.publish.patience import limit_waiting
-from bot.publish.repository import Repository, RepositoryChange
+from bot.publish import settings
+from bot.publish.contents import PUBLISHED_REPORT, Release, read_release
+from bot.publish.destination import Destination
+from bot.publish.lock import gguf_repository, identity, tag_name
+from bot.publish.patience import limit_waiting, patiently
+from bot.publish.repository import Found, Repository, RepositoryChange, found_at, small_file
 from bot.publish.tokens import tokens_for
+from evals.results import Report, parse_report
+from merge.errors import DestinationError
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,10 @@ def publish(
     """
     limit_waiting()
     release = read_release(folder)
-    tokens = tokens_for(endpoint, token)
+    tokens, create_pr = tokens_for(endpoint, token), release.report.release.create_pr
     # Everything is read and compared before the first byte is sent.
-    targets = [Repository(release, repo, tokens, endpoint, create_pr=False) for repo in release.files]
-    commit = None if dry_run else _write(release, targets)
+    targets = [Repository(release, repo, tokens, endpoint, create_pr=create_pr) for repo in release.files]
+    commit = None if dry_run else _write(release, targets, token)
     return Publication(
         repo=release.repo,
         url=f"{targets[-1].endpoint}/{release.repo}",
@@ -55,14 +60,78 @@ def publish(
     )
 
 
-def _write(release: Release, targets: list[Repository]) -> str | None:
+def released(
+    planned: Report, quants: Sequence[str], token: str | None, endpoint: str | None
+) -> tuple[Report, Publication] | None:
+    """The release on the Hub that has the very identity of what is about to be built, with its report; None where there is
+    none, or where files of it are missing. `planned` is the report before the build, `quants` are the GGUF types asked for."""
+    limit_waiting()
+    wanted = identity(planned, quants)
+    tokens = tokens_for(endpoint, token)
+    found: dict[str, Found] = {}
+    lock = None
+    for repo in _repositories(planned, quants)[::-1]:  # the model's lock tells of all
+        found[repo] = found_at(Destination(repo, tokens, endpoint, create_pr=False))
+        lock = lock or found[repo].lock
+        if lock is None or lock.identity != wanted or any(name not in found[repo].files for name in lock.files(repo)):
+            return None
+    repo = planned.repo or ""
+    gguf = gguf_repository(repo) if quants else None
+    changes = tuple(RepositoryChange(each, (), (), (), tuple(sorted(found[each].files)), 0) for each in reversed(found))
+    url = f"{Destination(repo, tokens, endpoint, create_pr=False).endpoint}/{repo}"
+    publication = Publication(repo, url, found[repo].head, gguf, tag_name(planned), False, changes)
+    if PUBLISHED_REPORT not in found[repo].files:
+        return planned, publication
+    model = Destination(repo, tokens, endpoint, create_pr=False)
+    raw = patiently(repo, model.endpoint, lambda: small_file(model, PUBLISHED_REPORT, found[repo].head))
+    try:
+        return parse_report(raw), publication
+    except ValueError:  # of another version: the plan says enough
+        return planned, publication
+
+
+def destinations(
+    planned: Report, quants: Sequence[str], token: str | None, endpoint: str | None
+) -> dict[str, Destination]:
+    """The repositories of a release, made where there are none, for files that are uploaded before all are there.
+
+    Raises DestinationError where one holds a model that is not ours, or may not be written to.
+    """
+    limit_waiting()
+    tokens, made = tokens_for(endpoint, token), {}
+    for repo in _repositories(planned, quants):
+        made[repo] = Destination(repo, tokens, endpoint, create_pr=planned.release.create_pr)
+        there = found_at(made[repo])
+        weights = [name for name in there.files if name.endswith((".safetensors", ".gguf", ".bin"))]
+        if there.lock is None and weights:
+            raise DestinationError(
+                f"{repo}: holds another model, which moerge did not publish ({weights[0]}); choose another release.repo, "
+                "or empty that repository"
+            )
+        if there.head is None:
+            made[repo].create(private=settings.is_private_first(planned))
+    return made
+
+
+def _repositories(planned: Report, quants: Sequence[str]) -> list[str]:
+    repo = planned.repo or ""
+    return [gguf_repository(repo), repo] if quants else [repo]
+
+
+def _write(release: Release, targets: list[Repository], account: str | None) -> str | None:
     """Returns the model's commit."""
+    report = release.report
     for target in targets:
-        target.create(private=release.report.private)
+        if target.planned.parent is None:
+            target.create(private=settings.is_private_first(report))
     for target in targets:
         target.upload()
     commit = None
     for target in targets:
-        commit = target.verify(target.commit())
-        target.tag(tag_name(release.report), commit)
+        commit = target.commit()
+        if not target.create_pr:
+            commit = target.verify(commit)
+            target.tag(tag_name(report), commit)
+    if not report.release.create_pr:
+        settings.finish(report, targets, account)
     return commit

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.publish.contents import NO_REASON, README, Content, Release, Uploaded, sha256_of, size_of
+from bot.publish.destination import NAMED, Destination, addition_of, preupload
 from bot.publish.lock import LOCK, Lock, read_lock
 from bot.publish.patience import patiently, status_of
 from bot.publish.readme import with_kept
@@ -17,16 +18,12 @@ from merge.errors import DestinationError, UsageError
 from merge.progress import say
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
 # Files of up to so many bytes may be kept by the Hub as regular ones, which are known by git's id of them.
 REGULAR = 10 << 20
-# A file larger than this is named when it is uploaded.
-NAMED = 1 << 20
 # Ends the description of a commit: by it a release's commit is found again.
 MARK = "moerge-release: "
-# An upload that arrives damaged is refused with this status, and sent again.
-DAMAGED = 400
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,47 @@ class RepositoryChange:
 
 
 @dataclass(frozen=True)
-class Look:
+class Found:
     """A repository as the Hub shows it: its head (None where there is no repository), the checksum of each file (SHA-256
     of a large one, git's blob id of another), and the release that is there."""
 
     head: str | None
     files: Mapping[str, str]
     lock: Lock | None
-    readme: str
+
+
+def found_at(destination: Destination) -> Found:
+    """The repository at its head, as often as it takes."""
+    return patiently(destination.repo, destination.endpoint, lambda: look(destination))
+
+
+def look(destination: Destination, revision: str | None = None) -> Found:
+    """The repository at a revision, or at its head; the client's errors pass through."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        head, files = checksums(destination, revision)
+    except RepositoryNotFoundError as error:
+        if status_of(error) == 401 and destination.has_token:
+            raise  # not the repository is unknown, the token is
+        return Found(None, {}, None)
+    lock = None
+    if LOCK in files:
+        lock = read_lock(small_file(destination, LOCK, head), f"{destination.repo}/{LOCK}")
+    return Found(head, files, lock)
+
+
+def checksums(destination: Destination, revision: str | None) -> tuple[str | None, dict[str, str]]:
+    """The commit that a revision means, and the checksum of each file there."""
+    info = destination.api.model_info(destination.repo, revision=revision, files_metadata=True)
+    return info.sha, {
+        file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or "" for file in info.siblings or []
+    }
+
+
+def small_file(destination: Destination, name: str, revision: str | None) -> bytes:
+    """The bytes of a small file in the repository."""
+    return Path(destination.api.hf_hub_download(destination.repo, name, revision=revision)).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -74,13 +104,12 @@ class Commit:
     change: RepositoryChange
 
 
-class Repository:
+class Repository(Destination):
     """One repository and the release's files for it. Everything that can be read and compared is, before a byte is sent."""
 
     def __init__(self, release: Release, repo: str, tokens: Tokens, endpoint: str | None, *, create_pr: bool) -> None:
-        self.release, self.repo, self.create_pr = release, repo, create_pr
-        self.files = release.files[repo]
-        self._tokens, self._endpoint = tokens, endpoint
+        super().__init__(repo, tokens, endpoint, create_pr=create_pr)
+        self.release, self.files = release, release.files[repo]
         self._digests = {name: sha256_of(content) for name, content in self.files.items()}
         for name, built in release.built.items():
             if name in self._digests and self._digests[name] != built:
@@ -94,70 +123,28 @@ class Repository:
         self.planned = patiently(repo, self.endpoint, self._plan)
 
     @property
-    def api(self) -> HfApi:
-        """The client, with this repository's own token."""
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=self._endpoint, token=self._tokens.of(self.repo))
-
-    @property
-    def endpoint(self) -> str:
-        from huggingface_hub import constants
-
-        return self._endpoint or constants.ENDPOINT
-
-    @property
     def change(self) -> RepositoryChange:
         """What the commit holds, as first planned."""
         return self.planned.change
 
     # -- planning
 
-    def look(self, revision: str | None = None) -> Look:
-        """The repository at a revision, or at its head."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
-        try:
-            head, files = self._checksums(revision)
-        except RepositoryNotFoundError as error:
-            if status_of(error) == 401 and self._tokens.of(self.repo) is not None:
-                raise  # not the repository is unknown, the token is
-            return Look(None, {}, None, "")
-        lock = None
-        if LOCK in files:
-            lock = read_lock(self._small_file(LOCK, head), f"{self.repo}/{LOCK}")
-        readme = ""
-        if README in files and not _is(files[README], self.files[README], self._digests[README]):
-            readme = self._small_file(README, head).decode("utf-8", errors="replace")
-        return Look(head, files, lock, readme)
-
-    def _checksums(self, revision: str | None) -> tuple[str | None, dict[str, str]]:
-        """The commit that a revision means, and the checksum of each file there."""
-        info = self.api.model_info(self.repo, revision=revision, files_metadata=True)
-        return info.sha, {
-            file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id or ""
-            for file in info.siblings or []
-        }
-
-    def _small_file(self, name: str, revision: str | None) -> bytes:
-        return Path(self.api.hf_hub_download(self.repo, name, revision=revision)).read_bytes()
-
     def _plan(self, revision: str | None = None) -> Commit:
         """The commit on top of a revision, or of the head. Raises DestinationError where it would overwrite a model that is
         not ours."""
-        look = self.look(revision)
-        ours = look.lock.files(self.repo) if look.lock is not None else None
+        there = look(self, revision)
+        ours = there.lock.files(self.repo) if there.lock is not None else None
         contents = dict(self.files)
-        same = look.lock is not None and look.lock.identity == self.release.identity
-        if README in look.files and same and ours and ours.get(README, {}).get("sha256") == self._digests[README]:
+        same = there.lock is not None and there.lock.identity == self.release.identity
+        if README in there.files and same and ours and ours.get(README, {}).get("sha256") == self._digests[README]:
             del contents[README]  # the card is the one that was published; what is there now, somebody wrote
-        elif look.readme:
-            contents[README] = self._card(look.readme)
+        elif README in there.files and not _is(there.files[README], self.files[README], self._digests[README]):
+            contents[README] = self._card(small_file(self, README, there.head).decode("utf-8", errors="replace"))
         added, changed, unchanged = [], [], []
         for name, content in sorted(contents.items()):
-            if name not in look.files:
+            if name not in there.files:
                 added.append(name)
-            elif not _is(look.files[name], content, self._digest(name, content)):
+            elif not _is(there.files[name], content, self._digest(name, content)):
                 changed.append(name)
             else:
                 unchanged.append(name)
@@ -169,13 +156,13 @@ class Repository:
                 f"{self.repo}: holds another model, which moerge did not publish ({foreign[0]} would be overwritten); "
                 "choose another release.repo, or empty that repository"
             )
-        removed = sorted(name for name in ours or () if name in look.files and name not in self.files)
+        removed = sorted(name for name in ours or () if name in there.files and name not in self.files)
         if not removed and not set(added) | set(changed) > NO_REASON & (set(added) | set(changed)):
             added, changed = [], []
             unchanged = sorted(contents)
         size = sum(size_of(contents[name]) for name in (*added, *changed) if not isinstance(contents[name], Uploaded))
         change = RepositoryChange(self.repo, tuple(added), tuple(changed), tuple(removed), tuple(unchanged), size)
-        return Commit(look.head, contents, change)
+        return Commit(there.head, contents, change)
 
     def _card(self, there: str) -> bytes:
         card = self.files[README]
@@ -187,18 +174,6 @@ class Repository:
         return self._digests[name] if content is self.files[name] else sha256_of(content)
 
     # -- writing
-
-    def create(self, *, private: bool) -> None:
-        """Make the repository where there is none."""
-
-        def create() -> None:
-            if self.api.repo_exists(self.repo):
-                return
-            self._tokens.check_creation(self.repo)
-            self.api.create_repo(self.repo, private=private, exist_ok=True)
-
-        if self.planned.parent is None:
-            patiently(self.repo, self.endpoint, create)
 
     def upload(self) -> None:
         """Send every large file that the Hub does not have; nobody sees them before the commit."""
@@ -268,7 +243,7 @@ class Repository:
         sent = self._sent or self.planned.contents
 
         def wrong() -> list[str]:
-            _, there = self._checksums(commit)
+            _, there = checksums(self, commit)
             return [
                 name
                 for name, content in sent.items()
@@ -277,7 +252,7 @@ class Repository:
             ]
 
         def repair() -> str:
-            head, _ = self._checksums(None)
+            head, _ = checksums(self, None)
             additions = [addition_of(name, sent[name], self._digest(name, sent[name])) for name in damaged]
             info = self.api.create_commit(
                 self.repo,
@@ -318,36 +293,6 @@ class Repository:
         if (name, digest) not in self._additions:
             self._additions[name, digest] = addition_of(name, content, digest)
         return self._additions[name, digest]
-
-
-def addition_of(name: str, content: Content, digest: str) -> CommitOperationAdd:
-    """The client's operation that adds a file whose SHA-256 is known."""
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.lfs import UploadInfo
-
-    if not isinstance(content, Uploaded):
-        addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-        addition.upload_info.sha256 = bytes.fromhex(digest)
-        return addition
-    # What the client itself leaves of a file after `preupload_lfs_files`: the commit needs no more.
-    addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=b"")
-    addition.upload_info = UploadInfo(size=content.bytes, sample=b"", sha256=bytes.fromhex(content.sha256))
-    addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True
-    return addition
-
-
-def preupload(repository: Repository, additions: Sequence[CommitOperationAdd]) -> None:
-    """Send the large files that the Hub does not have. A file that arrives damaged is sent again."""
-
-    def send() -> None:
-        repository.api.preupload_lfs_files(repository.repo, additions, create_pr=repository.create_pr)
-
-    if additions:
-        patiently(repository.repo, repository.endpoint, send, also=(DAMAGED,))
-    if ignored := [addition.path_in_repo for addition in additions if addition._should_ignore]:
-        raise DestinationError(
-            f"{repository.repo}: its .gitignore keeps {ignored[0]} out; take that line away on the Hub"
-        )
 
 
 def _is(there: str, content: Content, digest: str) -> bool:

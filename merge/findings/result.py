@@ -39,6 +39,15 @@ class LargeNoise(Finding):
     message = "noise_scale {value} of {expert} is as large as the weights themselves (about 0.02)"
 
 
+class TooLittleDisk(Finding):
+    """`build.max_disk` is the room that a build may take. Under it every file is uploaded and deleted before the next is
+    made, which still takes the largest file and the source tensors it is made of. Give it more, or leave the key out."""
+
+    id = "too-little-disk"
+    level = ERROR
+    message = "build.max_disk cannot be kept: {problem}"
+
+
 class TooManySharedExperts(Finding):
     """A shared expert runs for every token beside the routed ones. Mixtral, Qwen3-MoE and most others have none, Qwen2-MoE
     and DeepSeek-MoE one. Take it out, or name another `architecture`."""
