@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from evals.results import LayerRouting
+from evals.results import LayerGroup, LayerRouting, RouterMeasured
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import RecipeError
 from merge.expr import Expr, Read
 from merge.files import write_atomically, writing
+from merge.gates.prompts import PromptError, read_prompts, read_prompts_by_expert
 from merge.plan import MergePlan
 from merge.progress import progress
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe
@@ -23,37 +25,76 @@ from merge.source_files import open_files
 if TYPE_CHECKING:
     from merge.gates.added import Rows
     from merge.gates.expansion import Sample
+    from merge.gates.figures import LayerFigures
     from merge.gates.prompts import ExpertPrompts
 
+T = TypeVar("T")
 # A file of prompts is text somebody chose; a larger one is a mistake.
 MAX_PROMPTS_BYTES = 64 << 20
+# The routers that a discriminant one is compared with, in the report's order.
+PEERS = ("hidden", "random")
+# The report has a confusion matrix for each third of the layers.
+GROUPS = 3
 
 
 def prompts_of(loaded: LoadedRecipe, plan: MergePlan) -> list[ExpertPrompts]:
     """The prompts that the gates are made from, by row: the experts, and a shared expert that has a gate. Raises RecipeError
-    where a file of them cannot be used."""
+    where a file of them cannot be used, or an expert has none."""
     from merge.gates.prompts import ExpertPrompts
 
-    found = []
-    for index, expert in enumerate(plan.gated):
+    if not loaded.recipe.needs_prompts:
+        return [ExpertPrompts(expert.positive_prompts, expert.negative_prompts) for expert in plan.gated]
+    by_expert = _of_router(loaded, plan)
+    found, missing = [], []
+    for row, expert in enumerate(plan.gated):
+        place = _place(loaded, row)
         positive = expert.positive_prompts
-        if expert.prompts_file is not None and loaded.recipe.needs_prompts:
-            positive += _file(loaded, index, expert.prompts_file)
+        if expert.prompts_file is not None:
+            positive += _read(loaded, expert.prompts_file, loaded.line(*place, "prompts_file"), read_prompts)
+        if place in plan.slices:
+            positive += plan.slices[place].texts
+        positive += by_expert.get(row, ())
+        if not positive:
+            missing.append(f.PromptsMissing(loaded.line(*place), number=row + 1, mode=plan.gate_mode))
         found.append(ExpertPrompts(positive, expert.negative_prompts))
+    if missing:
+        raise RecipeError(missing, str(loaded.path))
     return found
 
 
-def _file(loaded: LoadedRecipe, index: int, name: str) -> tuple[str, ...]:
-    from merge.gates.prompts import PromptError, read_prompts
+def _place(loaded: LoadedRecipe, row: int) -> tuple[str, int]:
+    """Where the expert of a row of the gates stands in the recipe."""
+    experts = len(loaded.recipe.experts)
+    return ("experts", row) if row < experts else ("shared_experts", row - experts)
 
+
+def _of_router(loaded: LoadedRecipe, plan: MergePlan) -> dict[int, tuple[str, ...]]:
+    """The prompts of `router.prompts_file`, by row."""
+    name, line = loaded.recipe.router.prompts_file, loaded.line("router", "prompts_file")
+    if name is None:
+        return {}
+    rows = {str(row + 1): row for row in range(len(plan.gated))}
+    # A role that two experts have names neither.
+    roles = [expert.role for expert in plan.gated]
+    rows |= {role: row for row, role in enumerate(roles) if role is not None and roles.count(role) == 1}
+    found: dict[int, tuple[str, ...]] = {}
+    for expert, texts in _read(loaded, name, line, read_prompts_by_expert).items():
+        if expert not in rows:
+            problem = f"{expert!r} is not one expert's role or number; there are {', '.join(rows)}"
+            raise RecipeError([f.BadPromptsFile(line, file=name, problem=problem)], str(loaded.path))
+        found[rows[expert]] = found.get(rows[expert], ()) + texts
+    return found
+
+
+def _read(loaded: LoadedRecipe, name: str, line: int | None, read: Callable[[bytes, str], T]) -> T:
+    """What a file beside the recipe holds. Raises RecipeError."""
     path = (loaded.folder / name).resolve()
-    line = loaded.line("experts", index, "prompts_file")
     try:
         if not path.is_relative_to(loaded.folder.resolve()):
             raise PromptError(f"{name}: outside the recipe's folder")
         if path.stat().st_size > MAX_PROMPTS_BYTES:
             raise PromptError(f"{name}: larger than {MAX_PROMPTS_BYTES >> 20} MiB")
-        return read_prompts(path.read_bytes(), name)
+        return read(path.read_bytes(), name)
     except (OSError, PromptError) as error:
         problem = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         raise RecipeError([f.BadPromptsFile(line, file=name, problem=problem)], str(loaded.path)) from None
@@ -131,30 +172,40 @@ def _make_discriminant(
 ) -> Path:
     from merge.evaluate import Evaluator
     from merge.gates.added import kept_rows
+    from merge.gates.comparison import hidden_peer, random_peer
     from merge.gates.expansion import with_samples
     from merge.gates.prompts import ExpertPrompts
     from merge.gates.record import record_of, to_metadata
     from merge.gates.routed import calibrate_discriminant
     from merge.gates.store import save_gates
 
-    tokenizer = local[plan.base].folder
-    assert tokenizer is not None
+    base = local[plan.base]
+    assert base.folder is not None
     samples = _written(loaded, plan, local, folder, device)
-    prompts, experts = with_samples(prompts_of(loaded, plan), samples), len(plan.experts)
-    files = open_files(local)
+    raw, experts = prompts_of(loaded, plan), len(plan.experts)
+    prompts = with_samples(raw, samples)
+    files, peers = open_files(local), {}
+    if not plan.kept_experts:
+        layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
+        dense, of_base = plan.dense_tensors, Evaluator(open_files({plan.base: base}))
+        peers = {
+            "hidden": hidden_peer(raw[:experts], prompts, base.config, dense, of_base, base.folder, device),
+            "random": random_peer(layers, experts, hidden, loaded.recipe.build.seed),
+        }
     with progress(f"gates ({plan.gate_mode})", plan.config["num_hidden_layers"], unit="layer") as shown:
         made = calibrate_discriminant(
             prompts[:experts],
             plan.config,
             {tensor.name: tensor.expr for tensor in plan.tensors},
             Evaluator(files),
-            tokenizer,
+            base.folder,
             device,
             loaded.recipe.router.regularisation,
             shown.advance,
             shared=prompts[experts:],
             kept=kept_rows(plan, files),
             others=ExpertPrompts(_general_text()) if plan.kept_experts else None,
+            peers=peers,
         )
     record = record_of(made, samples)
     if plan.kept_experts:  # how the new rows do against the kept ones was not measured
@@ -235,6 +286,41 @@ def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
         )
         for number, layer in enumerate(gate_report(load_gates(gates)))
     )
+
+
+def routers_of(gates: Path) -> tuple[RouterMeasured, ...]:
+    """What a discriminant router, and those it is compared with, do with held-out tokens; nothing where none were held out."""
+    from merge.gates.record import read_record
+
+    record = read_record(gates)
+    if record is None or not record.held_out:
+        return ()
+    named = {DISCRIMINANT: record.layers, **{name: record.peers[name] for name in PEERS if name in record.peers}}
+    return tuple(
+        RouterMeasured(
+            router=name,
+            accuracy=tuple(layer.accuracy for layer in layers),
+            load=tuple(layer.shares for layer in layers),
+            entropy=tuple(layer.entropy for layer in layers),
+            top_weight=tuple(layer.top_weight for layer in layers),
+            groups=_groups(layers),
+        )
+        for name, layers in named.items()
+    )
+
+
+def _groups(layers: Sequence[LayerFigures]) -> tuple[LayerGroup, ...]:
+    """The first, the middle and the last third of the layers, each with its mean confusion matrix."""
+    edges = sorted({round(len(layers) * part / GROUPS) for part in range(GROUPS + 1)})
+    groups = []
+    for first, stop in pairwise(edges):
+        matrices = [layer.goes_to for layer in layers[first:stop]]
+        mean = tuple(
+            tuple(sum(cells) / len(matrices) for cells in zip(*rows, strict=True))
+            for rows in zip(*matrices, strict=True)
+        )
+        groups.append(LayerGroup(first, stop - 1, mean))
+    return tuple(groups)
 
 
 def written_in(gates: Path) -> tuple[dict[str, str | int], ...]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.checkpoints import check_weights, checkpoint, make_checkpoint
-from bot.gates import gate_findings, gates_key_of, make_gates, routing_of, written_in
+from bot.gates import gate_findings, gates_key_of, make_gates, routers_of, routing_of, written_in
 from bot.ggufs import GgufMade, gguf_files
 from bot.preview import plan_recipe
 from bot.report import planned_report, said
 from bot.state import State, locked
 from bot.work import GGUF, MODEL, Work, fetched
+from cards.figures import ROUTING_FIGURE, routing_figure
 from cards.render import write_cards
 from evals.results import REPORT, FileMade, Report
 from merge import findings as f
@@ -112,7 +113,7 @@ def _build(work: Work) -> Report:
 
 def finish(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
     """The report and the cards of a build whose stages left these."""
-    report = _report(work, gates, files, gguf)
+    report = _with_figure(work, _report(work, gates, files, gguf))
     with writing(work.out):
         write_atomically(work.out / REPORT, report.to_json())
         write_cards(work.out, report)
@@ -142,6 +143,7 @@ def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade
         imatrix=gguf.imatrix,
         quants_measured=gguf.measured,
         routing=routing_of(gates),
+        routers=routers_of(gates),
         written_prompts=written_in(gates),
         findings=tuple(map(said, found)),
         seconds={
@@ -149,6 +151,15 @@ def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade
             for stage, key in (("gates", work.gates_key), ("merge", work.merge_key))
         },
     )
+
+
+def _with_figure(work: Work, report: Report) -> Report:
+    """The routing figure beside the model's card, where there is something to draw."""
+    if not report.routers:
+        return report
+    with writing(work.model):
+        write_atomically(work.model / ROUTING_FIGURE, routing_figure(report))
+    return replace(report, routing_figure=ROUTING_FIGURE)
 
 
 def _unreached(work: Work, gguf: GgufMade) -> list[f.Finding]:

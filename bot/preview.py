@@ -14,9 +14,11 @@ from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
 from merge import findings as f
 from merge.checkpoint import Checkpoint
-from merge.errors import MoergeError, RecipeError, SourcesUnavailable, UsageError
+from merge.errors import MoergeError, RecipeError, SourceError, SourcesUnavailable, UsageError
+from merge.gates.prompts import PromptError
 from merge.plan import MergePlan, Parameters
 from merge.planner import build_plan
+from merge.prompt_slices import PromptsRead, read_slice
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
 from merge.reference import parse_reference
 from merge.sources import LocalNotAllowedError, Sources
@@ -240,7 +242,24 @@ def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
                 )
         refused = any(isinstance(finding, f.LocalNotAllowed) for finding in found)
         raise (RecipeError if refused else SourcesUnavailable)(found, str(loaded.path))
-    return build_plan(loaded, opened)
+    plan = build_plan(loaded, opened)
+    return replace(plan, slices=_slices(loaded, sources)) if loaded.recipe.needs_prompts else plan
+
+
+def _slices(loaded: LoadedRecipe, sources: Sources) -> dict[tuple[str, int], PromptsRead]:
+    """The prompts that the recipe takes from datasets: kilobytes, read now so that what is wrong with them is said now."""
+    found: dict[tuple[str, int], PromptsRead] = {}
+    for section in ("experts", "shared_experts"):
+        for index, expert in enumerate(getattr(loaded.recipe, section) or ()):
+            if expert.prompts is not None:
+                try:
+                    found[section, index] = read_slice(sources.hub, expert.prompts)
+                except (SourceError, PromptError) as error:
+                    line = loaded.line(section, index, "prompts")
+                    problem = f.BadPromptsDataset(line, dataset=expert.prompts.dataset, problem=str(error))
+                    kind = SourcesUnavailable if isinstance(error, SourceError) else RecipeError
+                    raise kind([*loaded.findings, problem], str(loaded.path)) from None
+    return found
 
 
 def experts_words(plan: MergePlan) -> str:

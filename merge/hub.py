@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from merge.checkpoint import (
     MAX_JSON,
@@ -42,6 +42,7 @@ from merge.zip_layout import RandomAccess
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Kind: TypeAlias = Literal["model", "dataset"]
 # Most headers of a shard fit in the first request (a 7B model's have 12 kB each); the few that don't cost a second.
 FIRST_RANGE = 64 * 1024
 # A zip file's directory is at its end: about 100 bytes for each tensor.
@@ -216,23 +217,35 @@ class Hub:
 
         return read
 
-    def _range(self, path: str, commit: str, file: str, start: int, stop: int) -> bytes:
+    def dataset(self, reference: ModelReference) -> tuple[str, dict[str, int]]:
+        """The commit that a dataset's revision means now, and its files with their sizes."""
+        with _readable(str(reference), self.api.endpoint, "dataset"):
+            info = self.api.dataset_info(reference.path, revision=reference.revision, files_metadata=True)
+        return info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+    def dataset_range(self, reference: ModelReference, commit: str, file: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop of a file of a dataset."""
+        return self._range(reference.path, commit, file, start, stop, "dataset")
+
+    def _range(self, path: str, commit: str, file: str, start: int, stop: int, kind: Kind = "model") -> bytes:
         """Bytes start..stop of a file of the repository."""
-        status, body = self._get(path, commit, file, {"Range": f"bytes={start}-{stop - 1}"})
+        status, body = self._get(path, commit, file, {"Range": f"bytes={start}-{stop - 1}"}, kind)
         if status == 200:  # the server does not do ranges and sent the whole file
             body = body[start:stop]
         if len(body) != stop - start:
             raise SourceError(f"{path}/{file}: the Hub sent {len(body)} of {stop - start} bytes asked for")
         return body
 
-    def _get(self, path: str, commit: str, file: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _get(
+        self, path: str, commit: str, file: str, headers: dict[str, str], kind: Kind = "model"
+    ) -> tuple[int, bytes]:
         """A file of the repository in one request, without the HEAD that the client's own download asks first."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
-        with _readable(f"{path}/{file}", self.api.endpoint):
+        url = hf_hub_url(path, file, repo_type=kind, revision=commit, endpoint=self.api.endpoint)
+        with _readable(f"{path}/{file}", self.api.endpoint, kind):
             response = get_session().get(
                 url, headers=build_hf_headers(token=self.api.token) | headers, follow_redirects=True
             )
@@ -264,7 +277,7 @@ def _placed(local: Path, shown: str, file: str, planned: dict[str, TensorInfo]) 
 
 
 @contextmanager
-def _readable(what: str, endpoint: str) -> Iterator[None]:
+def _readable(what: str, endpoint: str, kind: str = "model") -> Iterator[None]:
     """Turn the client's exceptions into one sentence each."""
     import httpx2
     from huggingface_hub import errors
@@ -273,7 +286,7 @@ def _readable(what: str, endpoint: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise SourceError(
-            f"{what}: the model is gated; accept its conditions on its page and pass a token that may read it (HF_TOKEN)"
+            f"{what}: the {kind} is gated; accept its conditions on its page and pass a token that may read it (HF_TOKEN)"
         ) from None
     except errors.RevisionNotFoundError:
         raise SourceError(f"{what}: there is no such revision in the repository") from None
@@ -282,7 +295,7 @@ def _readable(what: str, endpoint: str) -> Iterator[None]:
             raise SourceError(
                 f"{what}: not found, or private and the token (HF_TOKEN) is missing or wrong; check the name and the token"
             ) from None
-        raise SourceError(f"{what}: there is no such model on the Hub, or it is private") from None
+        raise SourceError(f"{what}: there is no such {kind} on the Hub, or it is private") from None
     except errors.HfHubHTTPError as error:
         status = _status(error)
         if status == 401:

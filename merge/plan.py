@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.expr import Concat, Expr, Gate, Read, nbytes, pieces, reads
+from merge.prompt_slices import PromptsRead
 from merge.recipe import RANDOM_GATES, Expert
 
 
@@ -43,7 +44,8 @@ class MergePlan:
     config.json, `companions` the files copied from the base. `unused` counts, by source key, the tensors that no output
     reads. `kept_experts` are the experts that a base which is a mixture has already; `experts` are those of the recipe, which
     stand behind them. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order behind those
-    of the kept experts: the experts, and a shared expert that has a gate.
+    of the kept experts: the experts, and a shared expert that has a gate. `slices` are the
+    prompts that the recipe takes from datasets, by the section and the place in it of the expert.
     """
 
     name: str
@@ -68,6 +70,7 @@ class MergePlan:
     gate_mode: str
     # Each expert writes text from its own short prompts, which takes all of it.
     experts_write: bool = False
+    slices: Mapping[tuple[str, int], PromptsRead] = field(default_factory=dict)
     why_no_gguf: str | None = None
     kept_experts: int = 0
     # A shared expert runs beside the others: the recipe's, or that of a base that is a mixture.
@@ -126,7 +129,7 @@ class MergePlan:
     @property
     def download_bytes(self) -> int:
         """Bytes to fetch from the Hub before the merge; what is on this machine already counts nothing."""
-        return sum(
+        return sum(read.bytes for read in self.slices.values()) + sum(
             self.sources[key].files.get(file, 0)
             for key, files in self.needed_files.items()
             if self.sources[key].is_hub

@@ -169,7 +169,7 @@ class _Planner:
             self.found += self.shared_findings(family)
             return family, why
         if fitting[0] is not taking[0] and asked is None:
-            prompts = "with" if self.shared_experts[0].positive_prompts else "without"
+            prompts = "with" if self.shared_experts[0].has_prompts else "without"
             why += f" and the recipe has a shared expert {prompts} prompts"
         return fitting[0], why
 
@@ -181,10 +181,14 @@ class _Planner:
             return [f.TooManySharedExperts(self.shared_line(), count=len(experts), family=family.TITLE, limit=shown)]
         found: list[f.Finding] = []
         for index, expert in enumerate(experts):
-            if family.SHARED == GATED_SHARED and self.recipe.needs_prompts and not expert.positive_prompts:
+            if (
+                family.SHARED == GATED_SHARED
+                and self.recipe.needs_prompts
+                and not (expert.has_prompts or self.recipe.router.prompts_file)
+            ):
                 mode = self.recipe.gate_mode
                 found.append(f.SharedPromptsMissing(self.shared_line(index), family=family.TITLE, mode=mode))
-            if family.SHARED == PLAIN_SHARED and (expert.positive_prompts or expert.negative_prompts):
+            if family.SHARED == PLAIN_SHARED and (expert.has_prompts or expert.negative_prompts):
                 found.append(f.SharedPromptsUnused(self.shared_line(index), family=family.TITLE))
         return found
 

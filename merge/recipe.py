@@ -71,6 +71,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class PromptSlice(_Section):
+    """The first texts of a file of a dataset on the Hub."""
+
+    dataset: Line = Field(description="owner/name, or owner/name@revision")
+    file: Line = Field(description="a .jsonl, .json, .csv or .txt file of it")
+    field: Line = Field("text", description="the key, or the column, that has the text")
+    limit: int = Field(64, ge=1, le=10_000, description="how many texts are taken, from the file's beginning")
+
+
 class Expert(_Section):
     """One expert: a dense model whose MLPs become an expert of every layer, or one expert of a mixture of the same family."""
 
@@ -87,7 +96,13 @@ class Expert(_Section):
     )
     expert: int | None = Field(None, ge=0, description="which expert of a mixture-of-experts source, from 0")
     prompts_file: Line | None = Field(None, description="a file of prompts beside the recipe")
+    prompts: PromptSlice | None = Field(None, description="prompts from a file of a dataset on the Hub")
     role: Line | None = Field(None, description="what this expert is for, in a word or two; shown in the card")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it names prompts of its own, written out or in a file."""
+        return bool(self.positive_prompts) or self.prompts_file is not None or self.prompts is not None
 
 
 class Release(_Section):
@@ -129,7 +144,9 @@ class Router(_Section):
         None,
         description="who writes text from prompts of a few words: the base (also true), each expert, or nobody (false)",
     )
-    prompts_file: Line | None = None
+    prompts_file: Line | None = Field(
+        None, description="a file beside the recipe with prompts of several experts, by their role or number"
+    )
     regularisation: Number | None = Field(
         None,
         gt=0,
@@ -275,10 +292,7 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
         if expert.noise_scale is not None and expert.noise_scale >= WEIGHT_STD:
             line = document.line((section, index, "noise_scale"))
             yield f.LargeNoise(line, value=expert.noise_scale, expert=_where((section, index)))
-        if expert.prompts_file is not None and section == "shared_experts":
-            yield f.NotSupportedYet(document.line((section, index, "prompts_file")), key="prompts_file", hint="")
     for section, key in (
-        ("router", "prompts_file"),
         ("card", "sections"), ("card", "image"), ("card", "sponsor"),
         ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
     ):  # fmt: skip
@@ -314,15 +328,20 @@ def _check_prompts(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
                     line = document.line((section, index, key, number))
                     yield f.EmptyPrompt(line, index=number + 1, expert=_where((section, index)))
     if not recipe.needs_prompts:
-        if any(expert.positive_prompts for expert in recipe.experts):
+        if any(expert.has_prompts for expert in recipe.experts):
             yield f.UnusedPrompts(document.line(("gate_mode",)), mode=recipe.gate_mode)
         return
     for index, expert in enumerate(recipe.experts):
-        if not expert.positive_prompts and expert.prompts_file is None:
+        if not (expert.has_prompts or recipe.router.prompts_file):
             yield f.PromptsMissing(document.line(("experts", index)), number=index + 1, mode=recipe.gate_mode)
-    # The file's name stands for what is in it.
+    if recipe.router.prompts_file:
+        return
+    # A file's name stands for what is in it.
     prompts = [
-        (expert.positive_prompts + (expert.prompts_file,) * bool(expert.prompts_file), expert.negative_prompts)
+        (
+            expert.positive_prompts + tuple(str(x) for x in (expert.prompts_file, expert.prompts) if x is not None),
+            expert.negative_prompts,
+        )
         for expert in recipe.experts
     ]
     if len(prompts) > 1 and prompts[0][0] and len(set(prompts)) == 1:
@@ -439,7 +458,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 def _keys_at(path: yaml_file.Path) -> list[str]:
     model: type[BaseModel] = Recipe
     if path and path[0] in ("experts", "shared_experts"):
-        model = Expert
+        model = PromptSlice if path[-1] == "prompts" else Expert
     elif path:
         model = _SECTIONS[str(path[0])]
     return list(model.model_fields)

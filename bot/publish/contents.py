@@ -59,6 +59,8 @@ def read_release(folder: Path) -> Release:
         file.name: _content(state, report.repo, folder / MODEL / file.name, file) for file in report.files
     }
     model |= {README: folder / MODEL / README, RECIPE: report.recipe_text.encode()}
+    if report.routing_figure is not None:
+        model[report.routing_figure] = folder / MODEL / report.routing_figure
     gates = folder / f"gates-{report.gates_key[:16]}.safetensors"
     if gates.is_file():
         model[GATES] = gates

@@ -6,8 +6,8 @@ from merge.findings.base import ERROR, NOTICE, WARNING, Finding
 
 
 class PromptsMissing(Finding):
-    """This gate mode makes the router from prompts: every expert needs `positive_prompts` that show what should be routed
-    to it. With `gate_mode: random` no prompts are needed."""
+    """This gate mode makes the router from prompts: every expert needs `positive_prompts` (or a `prompts_file`, or `prompts`
+    of a dataset) that show what should be routed to it. With `gate_mode: random` no prompts are needed."""
 
     id = "prompts-missing"
     level = ERROR
@@ -58,12 +58,23 @@ class OnlyForDiscriminant(Finding):
 
 
 class BadPromptsFile(Finding):
-    """`prompts_file` names a file beside the recipe: `.jsonl` (a text, or an object with `text`, on each line), `.json` (a
-    list of such), or plain text with a blank line between prompts."""
+    """An expert's `prompts_file` names a file beside the recipe: `.jsonl` (a text, or an object with `text`, on each line),
+    `.json` (a list of such), `.csv` (a column `text`), or plain text with a blank line between prompts. The one under `router`
+    has prompts of several experts: `.json`, an object with a list of texts under each expert's role or number (from 1), or
+    `.jsonl`, objects with `expert` and `text`."""
 
     id = "bad-prompts-file"
     level = ERROR
     message = "prompts_file {file}: {problem}"
+
+
+class BadPromptsDataset(Finding):
+    """`prompts: {dataset, file, field, limit}` takes an expert's prompts from a dataset on the Hub: the first `limit` texts of
+    a `.jsonl`, `.json`, `.csv` or `.txt` file, of the key or column `field`. At most 4 MiB of the file are read."""
+
+    id = "bad-prompts-dataset"
+    level = ERROR
+    message = "prompts of dataset {dataset}: {problem}"
 
 
 class ExpertsWriteTheirOwn(Finding):

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from merge.gates.figures import LayerFigures, layer_figures
+
 # Candidates for lambda; m makes them the same for every layer and model.
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Where there is nothing to hold out.
@@ -45,26 +47,29 @@ class Rows:
     own: torch.Tensor
     can_hold_out: bool
 
+    def figures(self, logits: torch.Tensor) -> LayerFigures:
+        """What a router with these logits (n, E) does with the tokens that have an expert."""
+        counted = self.own >= 0
+        weight = self.weight[counted].double()
+        return layer_figures(logits.cpu().double()[counted], self.own[counted], weight / weight.sum())
+
 
 @dataclass(frozen=True)
 class Fit:
-    """A layer's router `gate` (E, H), float32, with `ridge` and `scale`, and the figures of the tokens it was tried on,
-    those of held-out prompts where there are any, each expert's tokens weighing the same:
-
-    `goes_to[e][f]`: share of e's tokens whose best expert is f; `reach[k-1]`: share of tokens whose own expert is among the
-    best k; `top_weight`: mean weight of the best expert.
-    """
+    """A layer's router `gate` (E, H), float32, with `ridge` and `scale`, and what it does with the tokens it was tried on:
+    `logits` (n, E), float32, of every row, as if the row's prompt had had no part in the fit where prompts can be held out,
+    and the `figures` of those that have an expert."""
 
     gate: torch.Tensor
     ridge: float
     scale: float
-    goes_to: tuple[tuple[float, ...], ...]
-    reach: tuple[float, ...]
-    top_weight: float
+    logits: torch.Tensor
+    figures: LayerFigures
 
 
-def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None) -> Fit:
-    """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it."""
+def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None, softness: float = 1.0) -> Fit:
+    """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it; the scale at which
+    the experts' weights are the most likely is multiplied by `softness`."""
     x = x.double()
     root = rows.weight.to(x).sqrt()[:, None]  # (n, 1)
     experts = rows.target.shape[1]
@@ -83,13 +88,15 @@ def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None) -> Fit:
         predicted = u @ (shrink[:, None] * uy)  # (n, E)
         if rows.can_hold_out:
             predicted = y - _held_out_residuals(u, shrink, y - predicted, rows.group.to(x.device))
-        z = (predicted / root)[counted]  # logits before scaling
-        scale = _fit_scale(z, own, weight)
-        loss = -float(torch.log_softmax(scale * z, 1).gather(1, own[:, None])[:, 0] @ weight)
+        z = predicted / root  # logits before scaling
+        scale = _fit_scale(z[counted], own, weight)
+        loss = -float(torch.log_softmax(scale * z[counted], 1).gather(1, own[:, None])[:, 0] @ weight)
         tried.append((loss, candidate, scale, z))
     _, chosen, scale, z = min(tried, key=lambda one: one[0])
+    scale *= softness
     w = (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
-    return Fit((scale * w).float().cpu(), chosen, scale, *_figures(z, scale, own, weight, experts))
+    logits = (scale * z).float().cpu()
+    return Fit((scale * w).float().cpu(), chosen, scale, logits, rows.figures(logits))
 
 
 def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,19 +136,6 @@ def _fit_scale(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> floa
         middle = (low * high) ** 0.5
         low, high = (low, middle) if too_large(middle) else (middle, high)
     return low
-
-
-def _figures(
-    z: torch.Tensor, scale: float, own: torch.Tensor, weight: torch.Tensor, experts: int
-) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...], float]:
-    order = z.argsort(dim=1, descending=True, stable=True)  # (n, E)
-    goes_to = torch.zeros(experts, experts, dtype=torch.double)
-    goes_to.index_put_((own.cpu(), order[:, 0].cpu()), weight.cpu(), accumulate=True)
-    goes_to /= goes_to.sum(1, keepdim=True).clamp(min=1e-300)
-    hit = (order == own[:, None]).to(weight)  # (n, E)
-    reach = (weight @ hit).cumsum(0).clamp(max=1.0)
-    top = torch.softmax(scale * z, 1).max(1).values @ weight
-    return tuple(map(tuple, goes_to.tolist())), tuple(reach.tolist()), float(top)
 
 
 def rows_of(experts: int, sets: Sequence[tuple[int, bool]], tokens: Sequence[int], groups: Sequence[int]) -> Rows:

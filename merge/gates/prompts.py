@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,29 +124,62 @@ def _thin(pieces: Sequence[Text]) -> list[Text]:
     return list(pieces[:: -(-total // MAX_TOKENS)]) if total > MAX_TOKENS else list(pieces)
 
 
-def read_prompts(raw: bytes, name: str, field: str = "text", limit: int | None = None) -> tuple[str, ...]:
+def read_prompts(
+    raw: bytes, name: str, field: str = "text", limit: int | None = None, cut: bool = False
+) -> tuple[str, ...]:
     """The prompts in a file of texts, by its name's ending.
 
-    `.jsonl`: one JSON value per line, a text or an object whose `field` is the text; `.json`: a list of such; otherwise
-    plain text with a blank line between prompts. At most `limit` of them. Raises PromptError where it is not such a file.
+    `.jsonl`: one JSON value per line, a text or an object whose `field` is the text; `.json`: a list of such; `.csv`: a table
+    whose column `field` has the texts; otherwise plain text with a blank line between prompts. At most `limit` of them. With
+    `cut` the file goes on after `raw`, and its last, broken record is left out. Raises PromptError where it is not such a
+    file.
     """
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig", errors="ignore" if cut else "strict")
+        values: list[Any]
         if name.endswith(".jsonl"):
-            values = [json.loads(line) for line in text.splitlines() if line.strip()][:limit]
+            lines = [line for line in text.split("\n")[: -1 if cut else None] if line.strip()]
+            values = [json.loads(line) for line in lines[:limit]]
         elif name.endswith(".json"):
+            if cut:
+                raise PromptError(f"{name}: too large to be read in part; take a .jsonl file")
             values = json.loads(text)[:limit]
+        elif name.endswith(".csv"):
+            values = list(itertools.islice(csv.DictReader(io.StringIO(text), strict=not cut), limit and limit + cut))
+            values = values[: -1 if cut and len(values) != (limit or 0) + 1 else limit]
         else:
-            values = [part.strip("\n") for part in _paragraphs(text)][:limit]
+            values = [part.strip("\n") for part in _paragraphs(text)[: -1 if cut else None]][:limit]
         prompts = tuple(value if isinstance(value, str) else value[field] for value in values)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PromptError(f"{name}: not a file of prompts ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        problem = f"no field {field!r}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise PromptError(f"{name}: not a file of prompts ({problem})") from None
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise PromptError(f"{name}: field {field!r} is not a text everywhere")
     prompts = tuple(prompt for prompt in prompts if prompt.strip())
     if not prompts:
         raise PromptError(f"{name}: no prompts in it")
     return prompts
+
+
+def read_prompts_by_expert(raw: bytes, name: str) -> dict[str, tuple[str, ...]]:
+    """The prompts of several experts in one file: `.json`, an object with a list of texts under each expert's name; `.jsonl`,
+    objects with `expert` and `text`. Raises PromptError where it is not such a file."""
+    try:
+        text = raw.decode("utf-8-sig")
+        found: dict[str, list[Any]] = {}
+        if name.endswith(".jsonl"):
+            for value in (json.loads(line) for line in text.split("\n") if line.strip()):
+                found.setdefault(str(value["expert"]), []).append(value["text"])
+        elif name.endswith(".json"):
+            found = {str(expert): list(texts) for expert, texts in json.loads(text).items()}
+        else:
+            raise PromptError(f"{name}: a file for several experts ends in .json or .jsonl")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PromptError(f"{name}: not a file of experts' prompts ({type(error).__name__}: {error})") from None
+    for expert, texts in found.items():
+        if not texts or not all(isinstance(prompt, str) and prompt.strip() for prompt in texts):
+            raise PromptError(f"{name}: what stands under {expert!r} is not a list of texts")
+    return {expert: tuple(texts) for expert, texts in found.items()}
 
 
 def _paragraphs(text: str) -> list[str]:

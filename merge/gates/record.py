@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from merge import findings as f
 from merge.errors import SourceError
+from merge.gates.figures import LayerFigures
 
 if TYPE_CHECKING:
     from merge.gates.expansion import Sample
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from merge.gates.routed import Calibration
 
 # Part of every content address: to be raised when the same inputs give other gates.
-ALGORITHM = 1
+ALGORITHM = 2
 METADATA = "calibration"
 # An expert is idle when it is the best for less than this part of an equal share of the tokens.
 IDLE = 0.25
@@ -32,24 +33,11 @@ ENOUGH = 0.9
 
 
 @dataclass(frozen=True)
-class LayerRecord:
+class LayerRecord(LayerFigures):
     """One layer's fit: see `merge.gates.discriminant.Fit`."""
 
     ridge: float
     scale: float
-    goes_to: tuple[tuple[float, ...], ...]
-    reach: tuple[float, ...]
-    top_weight: float
-
-    @property
-    def accuracy(self) -> float:
-        """Share of tokens whose best expert is their own."""
-        return self.reach[0]
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The share of tokens for which each expert is the best, each expert's tokens counting the same."""
-        return tuple(sum(column) / len(self.goes_to) for column in zip(*self.goes_to, strict=True))
 
 
 @dataclass(frozen=True)
@@ -65,22 +53,28 @@ class Written:
 @dataclass(frozen=True)
 class Record:
     """A calibration's figures: `held_out` says whether they are of held-out prompts, `cut` and `thinned` which experts'
-    (from 1) texts were cut to the context or used in part."""
+    (from 1) texts were cut to the context or used in part. `softness`, `losses` and `peers`: see
+    `merge.gates.routed.Calibration`."""
 
     layers: tuple[LayerRecord, ...]
     held_out: bool
     cut: tuple[int, ...] = ()
     thinned: tuple[int, ...] = ()
     written: tuple[Written, ...] = ()
+    softness: float = 1.0
+    losses: tuple[tuple[float, float], ...] = ()
+    peers: dict[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
 
 
 _RECORD = TypeAdapter(Record)
 
 
 def record_of(made: Calibration, samples: Sequence[Sample] = ()) -> Record:
-    layers = tuple(LayerRecord(x.ridge, x.scale, x.goes_to, x.reach, x.top_weight) for x in made.fits)
+    layers = tuple(LayerRecord(**asdict(fit.figures), ridge=fit.ridge, scale=fit.scale) for fit in made.fits)
     written = tuple(Written(**asdict(sample)) for sample in samples)
-    return Record(layers, made.held_out, made.texts.cut, made.texts.thinned, written)
+    return Record(
+        layers, made.held_out, made.texts.cut, made.texts.thinned, written, made.softness, made.losses, dict(made.peers)
+    )
 
 
 def to_metadata(record: Record) -> dict[str, str]:

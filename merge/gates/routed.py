@@ -1,16 +1,18 @@
 """The discriminant router, fitted layer by layer on the merged model.
 
 A layer's router is fitted on what its MoE block receives when the layers below already route with their new routers, so it
-is calibrated on the activations it will see. The pass streams one layer of weights at a time; the tokens of all prompts
-move together from layer to layer.
+is calibrated on the activations it will see; each prompt passes on routed as if it had been left out of the fit, as new text
+would be. The pass streams one layer of weights at a time; the tokens of all prompts move together from layer to layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -22,21 +24,47 @@ from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel
 from merge.gates.added import Rows, with_kept
 from merge.gates.discriminant import Fit, fit_router, rows_of
 from merge.gates.discriminant import Rows as FitRows
+from merge.gates.figures import LayerFigures
+from merge.gates.held_out import Layout, losses, routed
 from merge.gates.prompts import ExpertPrompts, Text, Texts, calibration_texts, load_tokenizer
 
+# A router to compare with: its gate (E, H) in a layer, for a text that it must not have been made from.
+Peer: TypeAlias = Callable[[int, Text], torch.Tensor]
 DTYPE = torch.bfloat16
 TOKENS_PER_BATCH = 4096
+# How sharply the router decides, by factors on the scale at which the experts' weights are the most likely: the one whose
+# merged model has the lowest loss is taken. A lower factor leaves more weight to the other experts, which helps where an
+# expert is not as good at its texts as its label says.
+SOFTNESS = (1.0, 0.4)
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Routers, layer -> (experts, hidden), and how each was found; the texts they were fitted on; whether there were
-    prompts to hold out (otherwise the figures of the fits are those of the tokens they were fitted on)."""
+    prompts to hold out (otherwise the figures of the fits are those of the tokens they were fitted on).
+
+    `losses`: for each factor on the scale that was tried the merged model's loss on held-out prompts, nats per token, mean
+    over the experts; `softness` is the factor taken. `peers` has the figures of the routers it is compared with, by name.
+    """
 
     gates: dict[int, torch.Tensor]
     fits: tuple[Fit, ...]
     texts: Texts
     held_out: bool
+    softness: float = 1.0
+    losses: tuple[tuple[float, float], ...] = ()
+    peers: Mapping[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
+
+
+class _Trial:
+    """A calibration under way, for one factor on the scale of the logits."""
+
+    def __init__(self, softness: float, start: Run, peers: Iterable[str]) -> None:
+        self.softness = softness
+        self.run = Run(list(start.hidden), start.calls)
+        self.gates: dict[int, torch.Tensor] = {}
+        self.fits: list[Fit] = []
+        self.peers: dict[str, list[LayerFigures]] = {name: [] for name in peers}
 
 
 class _Reached(Exception):
@@ -56,17 +84,19 @@ def calibrate_discriminant(
     shared: Sequence[ExpertPrompts] = (),
     kept: Mapping[int, Rows] | None = None,
     others: ExpertPrompts | None = None,
+    peers: Mapping[str, Peer] | None = None,
+    softness: Sequence[float] = SOFTNESS,
 ) -> Calibration:
     """Fit the routers of the merged model whose `config`, `tensors` and `evaluator` are given.
 
     `shared` are the prompts of shared experts that have a gate: its row stands below the router's. `kept` are the rows, by
     layer, of experts that a mixture has already; those of `experts` are then told from each other and from text of the
-    `others`, and get the kept rows' length.
+    `others`, and get the kept rows' length. `peers` are routers to compare with on the same tokens.
     Of a dense model the routers that would stand at its MLPs are fitted. `ridge` fixes the regularisation instead of choosing
     it. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
     UsageError for a device that is not there.
     """
-    kept, count = kept or {}, len(experts)
+    kept, count, peers = kept or {}, len(experts), peers or {}
     experts = [*experts, others] if others else experts
     texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
     own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
@@ -78,36 +108,91 @@ def calibrate_discriminant(
     evaluator = Evaluator(evaluator.files, dict.fromkeys(range(layers), empty))
     model = StreamedModel(config, tensors, evaluator, device, DTYPE, memory)
     order, batches = batched([text.ids for text in texts.texts])
-    run = model.start(batches)
-    gates: dict[int, torch.Tensor] = {}
-    fits = []
+    layout = layout_of(order, batches)
+    # The held-out logits of each batch's tokens: their places in the batch, and their rows in a fit.
+    held_out = rows.can_hold_out and bool(model.gates(0)) and len(experts) <= hidden and not others
+    held = _held_rows(texts.texts, own, layout) if held_out else []
+    start = model.start(batches)
+    trials = [_Trial(factor, start, peers) for factor in (softness if held_out else (1.0,))]
     for layer in model.layers():
         modules = model.gates(layer.index)
         router = modules[0][0] if modules else None
-        inputs = dict(zip(order, router_inputs(layer, run, batches, router), strict=True))
-        inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
-        x = torch.cat([inputs[i] for i in own])  # (n, H)
-        if not torch.isfinite(x).all():
-            raise SourceError(
-                f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
-            )
-        fit = fit_router(x, rows, ridge)
-        fits.append(fit)
-        router_rows = fit.gate
-        if others:  # as sure of its expert as it is against the others
-            new = (fit.gate[:count] - fit.gate[count:]).numpy()
-            router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
-        gates[layer.index] = gate = torch.cat(
-            [router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)]
-        )
-        if layer.index + 1 < layers:
+        for trial in trials:
+            inputs = dict(zip(order, router_inputs(layer, trial.run, batches, router), strict=True))
+            inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
+            x = torch.cat([inputs[i] for i in own])  # (n, H)
+            if not torch.isfinite(x).all():
+                raise SourceError(
+                    f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
+                )
+            fit = fit_router(x, rows, ridge, trial.softness)
+            trial.fits.append(fit)
+            for name, peer in peers.items():
+                logits = torch.cat([inputs[i] @ peer(layer.index, texts.texts[i]).to(x).T for i in own])  # (n, E)
+                trial.peers[name].append(rows.figures(logits))
+            router_rows = fit.gate
+            if others:  # as sure of its expert as it is against the others
+                new = (fit.gate[:count] - fit.gate[count:]).numpy()
+                router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
+            gate = torch.cat([router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
+            trial.gates[layer.index] = gate
+            if layer.index + 1 == layers and len(trials) == 1:
+                continue  # nothing comes after it
             for module, first in modules:
                 with torch.no_grad():
                     module.weight.copy_(gate[first : first + len(module.weight)])  # type: ignore[operator, arg-type]
-            layer.advance(run)
+            with ExitStack() as stack:
+                if router is not None and held_out:
+                    given = [(places, fit.logits[found]) for places, found in held]
+                    stack.enter_context(routed(router, fit.gate, given))
+                layer.advance(trial.run)
         if progress:
             progress(1)
-    return Calibration(gates, tuple(fits), texts, rows.can_hold_out)
+    found = [_mean_loss(model, trial.run, texts.texts, len(experts), layout) for trial in trials if len(trials) > 1]
+    trial = trials[found.index(min(found))] if found else trials[0]
+    return Calibration(
+        trial.gates,
+        tuple(trial.fits),
+        texts,
+        rows.can_hold_out,
+        trial.softness,
+        tuple((one.softness, loss) for one, loss in zip(trials, found, strict=False)),
+        {name: tuple(figures) for name, figures in trial.peers.items()},
+    )
+
+
+def layout_of(order: Sequence[int], batches: Sequence[Batch]) -> Layout:
+    """Where the sequences of `batched` lie."""
+    numbers = iter(order)
+    rows = tuple(tuple(itertools.islice(numbers, len(batch.input_ids))) for batch in batches)
+    return Layout(rows, tuple(batch.input_ids.shape[1] for batch in batches))
+
+
+def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """By batch the places of the experts' tokens in it, and which rows of the fit they are."""
+    first: dict[int, int] = {}
+    count = 0
+    for i in own:
+        first[i] = count
+        count += texts[i].tokens
+    skipped, lengths = [text.skipped for text in texts], [len(text.ids) for text in texts]
+    found = []
+    for b in range(len(layout.rows)):
+        places = {i: at for i, at in layout.places(b, skipped, lengths).items() if i in first}
+        rows = [torch.arange(first[i], first[i] + len(at)) for i, at in places.items()]
+        none = torch.zeros(0, dtype=torch.long)
+        found.append((torch.cat([none, *places.values()]), torch.cat([none, *rows])))
+    return found
+
+
+def _mean_loss(model: StreamedModel, run: Run, texts: Sequence[Text], experts: int, layout: Layout) -> float:
+    """The loss on the experts' own texts, nats per token, mean over the experts."""
+    sums = losses(model, run, [text.ids for text in texts], layout)
+    means = []
+    for expert in range(experts):
+        mine = [i for i, text in enumerate(texts) if text.expert == expert and text.positive]
+        means.append(sum(sums[i] for i in mine) / max(1, sum(len(texts[i].ids) - 1 for i in mine)))
+    return sum(means) / experts
 
 
 def router_inputs(

@@ -1,0 +1,268 @@
+"""A recipe's gates through the command line: where prompts come from, what is said of them, and the laws of the result."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM
+
+from bot.cli import main
+from bot.hub.server import Server, running
+from tests.dense import save_dense
+
+LONG = "once upon a time there was a small model "
+PROMPTS = (
+    ["tell me about the city", "what a nice day it is today", "how are you doing this evening"],
+    ["def f(x): return x + 1", "for i in range(10): print(i)", "import os, sys; sys.exit(0)"],
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [save_dense(folder / f"m{n}", seed=n) for n in range(2)]
+
+
+def written(folder: Path, models: list[Path], prompts: Any = PROMPTS, **keys: Any) -> Path:
+    """A discriminant recipe over these models; `prompts` by expert, a list of texts or keys of the expert."""
+    experts = [
+        {"source_model": str(model), **(one if isinstance(one, dict) else {"positive_prompts": one})}
+        for model, one in zip(models, prompts, strict=True)
+    ]
+    keys = {"gate_mode": "discriminant", "release": {"quants": []}} | keys
+    path = folder / "recipe.yaml"
+    # Through JSON, so that YAML has no reason to name a list twice.
+    value = json.loads(json.dumps({"base_model": str(models[0]), "experts": experts} | keys))
+    path.write_text(yaml.safe_dump(value, sort_keys=False))
+    return path
+
+
+def gates(recipe: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    """What `moerge gates` prints and says."""
+    assert main(["gates", str(recipe), "--device", "cpu"]) == code
+    said = capsys.readouterr()
+    return said.out + said.err
+
+
+def address(text: str) -> str:
+    found = re.search(r"content address (\w+)", text)
+    assert found
+    return found[1]
+
+
+# ----------------------------------------------------------------------------------------------- where prompts come from
+
+
+def test_a_file_of_prompts_by_role_or_number_equals_the_prompts_written_out(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = address(gates(written(tmp_path, models), capsys))
+    (tmp_path / "all.json").write_text(json.dumps({"talk": PROMPTS[0], "2": PROMPTS[1]}))
+    by_file = written(tmp_path, models, [{"role": "talk"}, {"role": "code"}], router={"prompts_file": "all.json"})
+    assert address(gates(by_file, capsys)) == expected
+    lines = [{"expert": role, "text": text} for role, texts in zip(("talk", 2), PROMPTS, strict=True) for text in texts]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    by_lines = written(tmp_path, models, [{"role": "talk"}, {"role": "code"}], router={"prompts_file": "all.jsonl"})
+    assert address(gates(by_lines, capsys)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "id_", "problem"),
+    [
+        ({"talk": ["a"], "verse": ["b"]}, "bad-prompts-file", "'verse' is not one expert's role or number"),
+        ({"talk": []}, "bad-prompts-file", "not a list of texts"),
+        ({"talk": ["only one"]}, "prompts-missing", "expert 2"),
+        (["a"], "bad-prompts-file", "not a file of experts' prompts"),
+    ],
+)
+def test_a_file_of_prompts_that_does_not_fit_the_experts_is_a_finding_at_its_line(
+    content: Any, id_: str, problem: str, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    recipe = written(tmp_path, models, [{"role": "talk"}, {"role": "code"}], router={"prompts_file": "all.json"})
+    said = gates(recipe, capsys, 1)
+    assert id_ in said
+    assert problem in said
+    assert re.search(r"recipe\.yaml:\d+: error", said)
+
+
+@pytest.fixture
+def hub(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A Hub with the models and a dataset of texts in several formats, one of them large."""
+    with running(tmp_path / "hub") as server:
+        api = HfApi(endpoint=server.endpoint, token=server.token())
+        for number, model in enumerate(models):
+            api.create_repo(f"lab/m{number}")
+            api.upload_folder(repo_id=f"lab/m{number}", folder_path=model)
+        api.create_repo("lab/texts", repo_type="dataset")
+        talk, code = PROMPTS
+        rows = "\n".join(json.dumps({"said": text, "id": number}) for number, text in enumerate(talk))
+        large = "".join(json.dumps({"text": f"{code[n % 3]} # {n} {'x' * 500}"}) + "\n" for n in range(10_000))
+        files = {
+            "talk.jsonl": rows,
+            "code.csv": "id,text\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(code)),
+            "data/large.jsonl": large,
+            "list.json": json.dumps(code),
+            "table.parquet": "PAR1",
+        }
+        for name, text in files.items():
+            api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id="lab/texts", repo_type="dataset")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        server.log.clear()
+        yield server
+
+
+def slices(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"prompts": {"dataset": "lab/texts", **one}} for one in (first, second)]
+
+
+def test_a_slice_of_a_dataset_equals_the_prompts_written_out(
+    hub: Server, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = address(gates(written(tmp_path, models, [PROMPTS[0][:2], PROMPTS[1]]), capsys))
+    talk = {"file": "talk.jsonl", "field": "said", "limit": 2}
+    for code in ("code.csv", "list.json"):
+        assert address(gates(written(tmp_path, models, slices(talk, {"file": code})), capsys)) == expected
+    other = written(tmp_path, models, slices(talk | {"limit": 3}, {"file": "code.csv"}))
+    assert address(gates(other, capsys)) != expected
+
+
+def test_of_a_large_dataset_file_only_the_beginning_is_read_and_the_preview_counts_it(
+    hub: Server, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(
+        tmp_path, models, slices({"file": "data/large.jsonl", "limit": 4}, {"file": "talk.jsonl", "field": "said"})
+    )
+    assert main(["preview", "--json", str(recipe)]) == 0
+    [preview] = json.loads(capsys.readouterr().out)
+    sent = sum(exchange.sent for exchange in hub.log.all("GET", containing="/resolve/"))
+    assert 65_000 < preview["download_bytes"] < 70_000  # the models are on this machine
+    assert preview["download_bytes"] <= sent < 100_000
+
+
+def test_a_dataset_is_pinned_to_its_revision(
+    hub: Server, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api = HfApi(endpoint=hub.endpoint, token=hub.token())
+    commit = api.dataset_info("lab/texts").sha
+    code = {"file": "code.csv"}
+    before = address(gates(written(tmp_path, models, slices({"file": "talk.jsonl", "field": "said"}, code)), capsys))
+    api.upload_file(
+        path_or_fileobj=b'{"said": "other text altogether"}\n{"said": "and more of it"}',
+        path_in_repo="talk.jsonl",
+        repo_id="lab/texts",
+        repo_type="dataset",
+    )
+    pinned = {"dataset": f"lab/texts@{commit}", "file": "talk.jsonl", "field": "said"}
+    assert address(gates(written(tmp_path, models, slices(pinned, code)), capsys)) == before
+    moved = slices({"file": "talk.jsonl", "field": "said"}, code)
+    assert address(gates(written(tmp_path, models, moved), capsys)) != before
+
+
+@pytest.mark.parametrize(
+    ("slice_", "code", "problem"),
+    [
+        ({"file": "talk.jsonl"}, 1, "no field 'text'"),
+        ({"file": "nothing.jsonl"}, 4, "there is no such file in the dataset"),
+        ({"file": "table.parquet"}, 1, "not one of .jsonl"),
+        ({"dataset": "lab/absent", "file": "a.txt"}, 4, "no such dataset"),
+        ({"dataset": "./here", "file": "a.txt"}, 1, "no dataset on the Hub"),
+    ],
+)
+def test_a_slice_that_cannot_be_read_is_a_finding_at_its_line(
+    slice_: dict[str, Any], code: int, problem: str, hub: Server, models: list[Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    recipe = written(tmp_path, models, slices(slice_, {"file": "code.csv"}))
+    assert main(["preview", str(recipe)]) == code
+    said = capsys.readouterr()
+    assert "bad-prompts-dataset" in said.out + said.err
+    assert problem in said.out + said.err
+    line = 1 + recipe.read_text().splitlines().index("  prompts:")
+    assert f"recipe.yaml:{line}:" in said.out + said.err
+
+
+# --------------------------------------------------------------------------------------------------- laws of the result
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_experts_equal_to_the_base_give_the_base_s_logits(
+    model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_dense(tmp_path / "base", model_type=model_type, dtype=torch.float32)
+    recipe = written(tmp_path, [base, base])
+    assert main(["merge", str(recipe), str(tmp_path / "out"), "--device", "cpu"]) == 0
+    ids = torch.arange(3, 40)[None]
+    dense, merged = (AutoModelForCausalLM.from_pretrained(path) for path in (base, tmp_path / "out"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, dense(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_recipe_gives_the_same_bytes(models: list[Path], tmp_path: Path) -> None:
+    recipe = written(tmp_path, models, release={"quants": ["BF16"]})
+    for out in ("one", "two"):
+        assert main(["build", str(recipe), "--out", str(tmp_path / out), "--device", "cpu"]) == 0
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    same = [name for name in names if name.suffix in (".safetensors", ".gguf", ".png")]
+    assert len(same) >= 4
+    for name in same:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_the_report_compares_the_router_with_mergekit_s_and_with_chance(models: list[Path], tmp_path: Path) -> None:
+    recipe = written(tmp_path, models)
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [router["router"] for router in report["routers"]] == ["discriminant", "hidden", "random"]
+    for router in report["routers"]:
+        assert [len(router[key]) for key in ("accuracy", "load", "entropy", "top_weight")] == [3] * 4
+        assert [(group["first"], group["last"]) for group in router["groups"]] == [(0, 0), (1, 1), (2, 2)]
+        for group in router["groups"]:
+            assert [sum(row) for row in group["goes_to"]] == pytest.approx([1, 1])
+        for layer, load in enumerate(router["load"]):
+            matrix = router["groups"][layer]["goes_to"]
+            assert load == pytest.approx([sum(column) / 2 for column in zip(*matrix, strict=True)])
+    assert (tmp_path / "out" / "model" / report["routing_figure"]).read_bytes().startswith(b"\x89PNG")
+
+
+# ----------------------------------------------------------------------------------------------------- degenerate cases
+
+
+def test_one_expert_gets_all_tokens(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1)
+    assert "content address" in gates(recipe, capsys)
+
+
+def test_identical_experts_are_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "all-experts-same" in gates(written(tmp_path, [models[0], models[0]]), capsys)
+
+
+def test_identical_prompts_are_refused(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "identical-prompts" in gates(written(tmp_path, models, [["the same"], ["the same"]]), capsys, 1)
+
+
+def test_prompts_of_one_token_are_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = written(tmp_path, models, [["a"], ["b"]], router={"expand": False})
+    assert "nothing-to-hold-out" in gates(recipe, capsys)
+
+
+def test_an_expert_without_prompts_is_named(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prompts-missing" in gates(written(tmp_path, models, [PROMPTS[0], []]), capsys, 1)
+
+
+def test_a_prompt_longer_than_the_context_is_named(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "prompts-cut" in gates(written(tmp_path, models, [[LONG * 40], PROMPTS[1]]), capsys)
