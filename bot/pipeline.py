@@ -158,6 +158,7 @@ def _with_figure(work: Work, report: Report) -> Report:
     if not report.routers:
         return report
     with writing(work.model):
+        work.model.mkdir(exist_ok=True)
         write_atomically(work.model / ROUTING_FIGURE, routing_figure(report))
     return replace(report, routing_figure=ROUTING_FIGURE)
 

@@ -88,12 +88,3 @@ class KeyWithoutEffect(Finding):
     id = "key-without-effect"
     level = WARNING
     message = "{key} has no effect in this version of moerge"
-
-
-class NotSupportedYet(Finding):
-    """The key is part of the recipe format and would change the model, but this version of moerge cannot do what it asks.
-    Building without it would give another model than the one asked for, so it is an error."""
-
-    id = "not-supported-yet"
-    level = ERROR
-    message = "{key} is not supported by this version of moerge{hint}"
