@@ -220,6 +220,9 @@ def test_every_family_has_a_preview(family: Family, tmp_path: Path) -> None:
     text = preview.to_text()
     assert f"{family.TITLE} (the recipe says so), 2 experts, 2 per token" in text
     assert (", 1 shared" in text) == bool(with_shared)
+    inferred = planned(recipe_text(base, [base] * 2), tmp_path)
+    shown = f"{inferred.family_title} (the base is a {family.ACCEPTS[0]} model), 2 experts"
+    assert shown in preview_of(inferred, "recipe.yaml").to_text()
 
 
 def test_a_window_that_is_lost_is_said_only_where_the_context_goes_beyond_it(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bot.cli import main
 from merge.errors import DestinationError, SourceError
 from merge.evaluate import TORCH_DTYPES, Evaluator, open_files
 from merge.plan import MergePlan
@@ -352,12 +355,42 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, thread
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_write_permission_is_one_sentence(models: list[Path], tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    with pytest.raises(DestinationError, match="Permission denied"):
-        merged(recipe_text(models[0], models), tmp_path, locked / "out")
+def truncated(folder: Path, out: Path) -> Path:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    return out
+
+
+def without_a_shard(folder: Path, out: Path) -> Path:
+    index = {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return out
+
+
+def not_writable(folder: Path, out: Path) -> Path:
+    return Path("/sys/moerge-out")  # not even root may make a folder there
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (truncated, "does not fit its bytes; the file is truncated or damaged"),
+        (without_a_shard, "the index names model-00002-of-00002.safetensors, which is not there"),
+        (not_writable, "/sys/moerge-out.gates: cannot be written ("),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_what_cannot_be_read_or_written_ends_the_command_with_one_sentence_and_code_4(
+    spoil: Callable[[Path, Path], Path], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_dense(tmp_path / "base")
+    (tmp_path / "r.yaml").write_text(recipe_text(base, [base, base]))
+    out = spoil(base, tmp_path / "out")
+    assert main(["merge", str(tmp_path / "r.yaml"), str(out)]) == 4
+    printed = capsys.readouterr()
+    assert said in printed.err + printed.out
+    assert "Traceback" not in printed.err
+    assert not list(out.parent.glob(f"{out.name}*"))
 
 
 def test_a_killed_merge_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
