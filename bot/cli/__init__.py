@@ -27,6 +27,7 @@ COMMANDS = (
     "schema",
     "hub",
     "init",
+    "watch",
 )
 CRASH = 5
 

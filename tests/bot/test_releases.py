@@ -115,6 +115,7 @@ def test_a_version_becomes_a_release_on_github_and_a_second_run_changes_nothing(
     assert statuses(github, after) == {("success", "moerge/Tiny")}
 
 
+@pytest.mark.slow
 def test_a_pushed_tag_builds_its_recipe_alone_and_tags_the_hub(
     recipes: Recipes, hub: hubs.Server, github: githubs.Server
 ) -> None:
