@@ -25,6 +25,7 @@ class Sources:
 
     `folder`: where relative local paths begin. `models`: a folder with models as `owner/name/`, looked into before the Hub
     is asked. `local_root`: local folders must lie inside it; None lets them lie anywhere. `allow_local=False` refuses all.
+    `pins`: by a model's name in the recipe the commit that is meant, whatever its revision means now.
     `hub`: one that other recipes use too, instead of one of its own at `endpoint`, asked with `token`.
     """
 
@@ -38,6 +39,7 @@ class Sources:
         allow_local: bool = True,
         local_root: Path | None = None,
         hub: Hub | None = None,
+        pins: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
         self._models = models
@@ -45,6 +47,7 @@ class Sources:
         self._token = token
         self._allow_local = allow_local
         self._local_root = local_root
+        self._pins = pins or {}
         if hub is not None:
             self.hub = hub
 
@@ -117,7 +120,10 @@ class Sources:
             return open_folder(self._local_folder(reference), str(reference), layout)
         if self._models is not None and (self._models / reference.path).is_dir():
             return open_folder(self._models / reference.path, str(reference), layout)
-        return self.hub.open(reference, layout)
+        commit = self._pins.get(str(reference))
+        if commit is None:
+            return self.hub.open(reference, layout)
+        return replace(self.hub.open(replace(reference, revision=commit), layout), name=str(reference))
 
     def _try_open(self, reference: ModelReference, layout: Layout) -> Checkpoint | SourceError:
         try:

@@ -18,6 +18,7 @@ COMMANDS = (
     "preview",
     "build",
     "publish",
+    "verify",
     "card",
     "merge",
     "gates",

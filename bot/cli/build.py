@@ -19,6 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="with --publish: take at most so much disk (14GB); files are uploaded and deleted as they are made",
     )
+    parser.add_argument(
+        "--lock",
+        type=Path,
+        metavar="FILE",
+        help="a release's moerge.lock.json: take its sources at the commits it names",
+    )
     add_device_option(parser)
     add_source_options(parser)
 
@@ -33,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.max_disk and not args.publish:
         raise UsageError("--max-disk needs --publish: files are uploaded to make room for the next")
     loaded = load_recipe(args.recipe)
+    sources = Sources(loaded.folder, **source_options(args), pins=_pins(args.lock))
     if args.publish:
-        sources = Sources(loaded.folder, **source_options(args))
         _, publication = pipeline.build_and_publish(
             loaded, sources, args.out, device=args.device, max_disk=args.max_disk, **hub_options()
         )
@@ -42,10 +48,25 @@ def run(args: argparse.Namespace) -> int:
             raise NothingToDo(f"{publication.url}: already has this release; nothing was built or uploaded")
         print(f"{publication.url} at {publication.tag}")
         return 0
-    report = pipeline.build(loaded, Sources(loaded.folder, **source_options(args)), args.out, device=args.device)
+    report = pipeline.build(loaded, sources, args.out, device=args.device)
     model = sum(file.bytes for file in report.files)
     print(f"{report.name}: {billions(report.parameters['total'])} parameters, {report.gate_mode} gates")
     print(f"  {args.out / pipeline.MODEL}  {size(model)}")
     for quant in report.quants:
         print(f"  {args.out / pipeline.GGUF / quant.file.name}  {size(quant.file.bytes)}")
     return 0
+
+
+def _pins(path: Path | None) -> dict[str, str]:
+    from bot.publish.lock import read_lock
+    from bot.verify import pins_of
+    from merge.errors import DestinationError, UsageError
+
+    if path is None:
+        return {}
+    try:
+        return pins_of(read_lock(path.read_bytes(), str(path)))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except DestinationError:
+        raise UsageError(f"{path}: not a moerge.lock.json") from None

@@ -61,9 +61,9 @@ class Found:
     lock: Lock | None
 
 
-def found_at(destination: Destination) -> Found:
-    """The repository at its head, as often as it takes."""
-    return patiently(destination.repo, destination.endpoint, lambda: look(destination))
+def found_at(destination: Destination, revision: str | None = None) -> Found:
+    """The repository at a revision, or at its head; asked as often as it takes."""
+    return patiently(destination.repo, destination.endpoint, lambda: look(destination, revision))
 
 
 def look(destination: Destination, revision: str | None = None) -> Found:
