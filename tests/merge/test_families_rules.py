@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bot.preview import preview_of
+from bot.preview import preview_recipe
 from merge.errors import RecipeError
 from merge.evaluate import Evaluator, open_files
 from merge.expr import Concat, Expr, Gate, Read, Stack, Zeros, elements, pieces
@@ -213,16 +213,17 @@ def test_no_family_is_named_that_could_not_have_the_shared_expert(tmp_path: Path
 def test_every_family_has_a_preview(family: Family, tmp_path: Path) -> None:
     base = small(tmp_path / "base", family.ACCEPTS[0])
     with_shared = shared(base, residual_scale=0.1) if family.SHARED == PLAIN_SHARED else {}
-    plan = planned(recipe_text(base, [base] * 2, architecture=family.NAME, **with_shared), tmp_path)
-    preview = preview_of(plan, "recipe.yaml")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(base, [base] * 2, architecture=family.NAME, **with_shared))
+    preview = preview_recipe(path)
+    assert preview.plan is not None
     assert preview.gguf_bytes is not None
-    assert preview.gguf_bytes.keys() == set(plan.quants)
+    assert preview.gguf_bytes.keys() == set(preview.plan.quants)
     text = preview.to_text()
     assert f"{family.TITLE} (the recipe says so), 2 experts, 2 per token" in text
     assert (", 1 shared" in text) == bool(with_shared)
-    inferred = planned(recipe_text(base, [base] * 2), tmp_path)
-    shown = f"{inferred.family_title} (the base is a {family.ACCEPTS[0]} model), 2 experts"
-    assert shown in preview_of(inferred, "recipe.yaml").to_text()
+    path.write_text(recipe_text(base, [base] * 2))
+    assert f" (the base is a {family.ACCEPTS[0]} model), 2 experts" in preview_recipe(path).to_text()
 
 
 def test_a_window_that_is_lost_is_said_only_where_the_context_goes_beyond_it(tmp_path: Path) -> None:
