@@ -18,7 +18,8 @@ from bot.globs import matcher
 from merge import findings as f
 from merge import yaml_file
 from merge.errors import RecipeError, UsageError
-from merge.recipe import LoadedRecipe, parse_recipe
+from merge.recipe import LoadedRecipe, parse_document
+from merge.yaml_file import Document
 
 DEFAULT_GLOBS = ("recipes/**/*.yaml", "recipes/**/*.yml")
 KEYS = ("base_model", "experts")
@@ -69,21 +70,39 @@ def is_recipe(raw: bytes) -> bool:
 
     A file with one of the keys is a recipe with a mistake, which its author wants to hear about.
     """
-    try:
-        value = yaml_file.load(raw, "").value
-    except RecipeError:
-        return _KEY_LINE.search(raw) is not None
-    return isinstance(value, dict) and any(key in value for key in KEYS)
+    return read_if_recipe(raw, "", Path()) is not None
 
 
 def read_recipe(raw: bytes, path: str, folder: Path) -> RecipeFile:
     """A recipe from its bytes; `path` is shown, and with `folder` it is where the recipe's relative paths begin."""
     try:
-        loaded = parse_recipe(raw, folder / path)
+        return _parsed(yaml_file.load(raw, str(folder / path)), raw, path, folder)
     except RecipeError as error:
-        # Broken recipes are compared byte by byte: each change of one is reported.
-        return RecipeFile(path, raw, f"broken {hashlib.sha256(raw).hexdigest()}", None, error)
+        return _broken(raw, path, error)
+
+
+def read_if_recipe(raw: bytes, path: str, folder: Path) -> RecipeFile | None:
+    """The same, of a file that may be no recipe; None then. It is parsed once."""
+    try:
+        document = yaml_file.load(raw, str(folder / path))
+    except RecipeError as error:
+        return _broken(raw, path, error) if _KEY_LINE.search(raw) else None
+    if not isinstance(document.value, dict) or not any(key in document.value for key in KEYS):
+        return None
+    return _parsed(document, raw, path, folder)
+
+
+def _parsed(document: Document, raw: bytes, path: str, folder: Path) -> RecipeFile:
+    try:
+        loaded = parse_document(document, raw, folder / path)
+    except RecipeError as error:
+        return _broken(raw, path, error)
     return RecipeFile(path, raw, loaded.recipe.identity(), loaded, None)
+
+
+def _broken(raw: bytes, path: str, error: RecipeError) -> RecipeFile:
+    # Broken recipes are compared byte by byte: each change of one is reported.
+    return RecipeFile(path, raw, f"broken {hashlib.sha256(raw).hexdigest()}", None, error)
 
 
 def recipes_at(repository: Commits, commit: str, globs: Sequence[str]) -> dict[str, Blob]:
@@ -183,8 +202,8 @@ def _on_disk(path: Path) -> bytes:
 def _read(repository: Commits, blobs: Mapping[str, Blob]) -> dict[str, RecipeFile]:
     """By path the recipes among files of a commit."""
     raw = repository.read_all(blobs.values(), yaml_file.MAX_BYTES + 1)
-    texts = {path: raw[blob.oid] for path, blob in blobs.items()}
-    return {path: read_recipe(text, path, repository.folder) for path, text in texts.items() if is_recipe(text)}
+    files = (read_if_recipe(raw[blob.oid], path, repository.folder) for path, blob in blobs.items())
+    return {file.path: file for file in files if file is not None}
 
 
 def _compared(old: RecipeFile, new: RecipeFile, moved: str | None) -> Change:

@@ -32,6 +32,8 @@ QUANTS = (
     "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 DEFAULT_QUANTS = ("Q8_0", "Q4_K_M")
+# Of a recipe with more mistakes than anyone mends at once.
+MAX_FINDINGS = 200
 # Keys of mergekit's other merge methods that recipes in the wild carry along; mergekit-moe ignores them.
 MERGEKIT_KEYS = frozenset(
     {"merge_method", "models", "slices", "parameters", "tokenizer", "tokenizer_source", "chat_template", "name"}
@@ -114,7 +116,9 @@ class Release(_Section):
     license_link: Line | None = None
     language: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=200)
     tags: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=100)
-    quants: Annotated[tuple[Literal[QUANTS], ...], _LIST] = Field(DEFAULT_QUANTS, description="GGUF types to make")  # type: ignore[valid-type]
+    quants: Annotated[tuple[Literal[QUANTS], ...], _LIST, Field(max_length=len(QUANTS))] = Field(  # type: ignore[valid-type]
+        DEFAULT_QUANTS, description="GGUF types to make"
+    )
     private: bool = False
     private_first: bool = Field(False, description="private until all of the release is there, then public")
     gated: Literal["auto", "manual"] | None = Field(None, description="readers must ask: let in at once, or by hand")
@@ -254,7 +258,11 @@ def load_recipe(path: Path) -> LoadedRecipe:
 
 def parse_recipe(raw: bytes, path: Path) -> LoadedRecipe:
     """Parse a recipe's bytes; `path` is shown in messages. Raises RecipeError."""
-    document = yaml_file.load(raw, str(path))
+    return parse_document(yaml_file.load(raw, str(path)), raw, path)
+
+
+def parse_document(document: Document, raw: bytes, path: Path) -> LoadedRecipe:
+    """Parse the YAML document of a recipe's bytes. Raises RecipeError."""
     if not isinstance(document.value, dict):
         raise RecipeError([f.NotARecipe(1, found=_kind(document.value))], str(path))
     value = {key: item for key, item in document.value.items() if key not in MERGEKIT_KEYS}
@@ -263,7 +271,9 @@ def parse_recipe(raw: bytes, path: Path) -> LoadedRecipe:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
         problems = [problem for problem in error.errors(include_url=False) if not _is_echo(problem)]
-        found = [_from_pydantic(dict(problem), document) for problem in problems]
+        found = [_from_pydantic(dict(problem), document) for problem in problems[:MAX_FINDINGS]]
+        if len(problems) > MAX_FINDINGS:
+            found.append(f.TooManyMistakes(1, count=len(problems) - MAX_FINDINGS))
         unique = list(dict.fromkeys(found))
         raise RecipeError(sorted([*ignored, *unique], key=_by_line), str(path)) from None
     found = sorted([*ignored, *_check(recipe, document)], key=_by_line)

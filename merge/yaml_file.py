@@ -1,8 +1,8 @@
 """YAML from strangers: a size cap, no aliases, no tags, no duplicate keys, and the line of every value.
 
 PyYAML's safe loader builds no objects, but it follows aliases and merge keys (a 300-byte file can hold it for a quarter of a
-minute), keeps the last of two equal keys, and forgets where a value stood. So the document is checked as a stream of events
-first, which cannot explode, and then built from its node tree here.
+minute), keeps the last of two equal keys, and forgets where a value stood. So each event is checked before a
+node is made of it, and the value is built from the node tree here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from merge.findings import AliasUsed, DuplicateKey, Finding, NotText, NotYaml, T
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
+MAX_BITS = 256
 
 Path = tuple[str | int, ...]
 
@@ -60,8 +61,7 @@ def _load(raw: bytes) -> Document:
         line = raw.count(b"\n", 0, error.start) + 1
         raise _Refused(NotText(line, problem=f"byte {error.start} is not UTF-8")) from None
     try:
-        _check_events(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _compose(text)
         lines: dict[Path, int] = {}
         written: dict[Path, str] = {}
         value = None if node is None else _build(node, (), lines, written)
@@ -78,26 +78,41 @@ def _load(raw: bytes) -> Document:
     return Document(value, lines, written)
 
 
-def _check_events(text: str) -> None:
-    depth = documents = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark is not None else None
-        match event:
-            case yaml.AliasEvent():
-                raise _Refused(AliasUsed(line, shown=f"*{event.anchor}"))
-            case yaml.DocumentStartEvent():
-                documents += 1
-                if documents > 1:
-                    raise _Refused(NotYaml(line, problem="a second document begins here; a recipe is one document"))
-            case yaml.CollectionStartEvent():
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise _Refused(TooDeep(line, limit=MAX_DEPTH))
-            case yaml.CollectionEndEvent():
-                depth -= 1
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise _Refused(TagUsed(line, tag=tag))
+def _compose(text: str) -> yaml.Node | None:
+    """The one document of a text, refused at the first event that no recipe needs: nothing has been built of it by then."""
+    loader = _Loader(text)
+    try:
+        # The stream's start.
+        loader.get_event()  # type: ignore[no-untyped-call]
+        if loader.check_event(yaml.StreamEndEvent):
+            return None
+        node = loader.compose_document()
+        if not loader.check_event(yaml.StreamEndEvent):
+            line = loader.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise _Refused(NotYaml(line, problem="a second document begins here; a recipe is one document"))
+        return node
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own, without aliases, tags and deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(AliasUsed(line, shown=f"*{event.anchor}"))
+        if event.tag is not None:
+            raise _Refused(TagUsed(line, tag=event.tag))
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 1:
+            raise _Refused(TooDeep(line, limit=MAX_DEPTH))
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _build(node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Path, str]) -> Any:
@@ -122,7 +137,15 @@ def _build(node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Pa
         case _:
             written[path] = node.value
             try:
-                return yaml.SafeLoader("").construct_object(node)
+                value = yaml.SafeLoader("").construct_object(node)
+                # No number of a recipe needs more; Python refuses to write out one of thousands of digits.
+                if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                    raise ValueError
             except (ValueError, OverflowError):
-                line = node.start_mark.line + 1
-                raise _Refused(NotYaml(line, problem=f"{node.value!r} cannot be read as a value; quote it")) from None
+                line, shown = node.start_mark.line + 1, _short(node.value)
+                raise _Refused(NotYaml(line, problem=f"{shown!r} cannot be read as a value; quote it")) from None
+            return value
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -25,6 +25,8 @@ MAX_WAIT = 90
 TIMEOUT = 30
 # Blobs in one GraphQL query: GitHub answers within ten seconds or not at all.
 BLOBS, BLOB_BYTES = 100, 4 << 20
+# Files that are asked for one by one, because they are not the text that they should be.
+NOT_TEXT = 50
 ANNOTATIONS = 50
 
 
@@ -130,10 +132,17 @@ class GitHub:
         asked for by REST, one by one.
         """
         found: dict[str, bytes] = {}
+        others = 0
         for batch in _batches(sizes):
             for oid, raw in self._texts(batch).items():
-                whole = raw if raw is not None and (sizes[oid] > limit or _is_blob(raw, oid)) else self._blob(oid)
-                found[oid] = whole[:limit]
+                if raw is None or (sizes[oid] <= limit and not _is_blob(raw, oid)):
+                    others += 1
+                    if others > NOT_TEXT:
+                        raise GitHubError(
+                            f"{self.name}: more than {NOT_TEXT} files that should be YAML are not UTF-8 text"
+                        )
+                    raw = self._blob(oid)
+                found[oid] = raw[:limit]
         return found
 
     def _texts(self, oids: Sequence[str]) -> dict[str, bytes | None]:

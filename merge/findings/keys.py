@@ -88,3 +88,11 @@ class KeyWithoutEffect(Finding):
     id = "key-without-effect"
     level = WARNING
     message = "{key} has no effect in this version of moerge"
+
+
+class TooManyMistakes(Finding):
+    """Only the first mistakes of a file are told. Often they have one cause: another kind of file, or an indentation."""
+
+    id = "too-many-mistakes"
+    level = ERROR
+    message = "there are {count} more mistakes in this recipe; mend these first"
