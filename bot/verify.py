@@ -32,7 +32,7 @@ from merge.progress import Progress, progress
 from merge.ranged import RangedFiles, RangeStore
 from merge.recipe import RANDOM_GATES, LoadedRecipe, parse_recipe
 from merge.reference import ModelReference
-from merge.source_files import Files, open_files
+from merge.source_files import Files, fill, open_files
 from merge.sources import Sources
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def _bytes_of(piece: Expr, contents: Stored) -> Any:
     done, size = 0, nbytes(piece)
     while done < size:
         data = memoryview(bytearray(min(PIECE, size - done)))
-        contents.files[piece.source].fill(data, piece.tensor, done)
+        fill(contents.files, piece, data, done)
         yield data
         done += data.nbytes
 

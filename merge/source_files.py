@@ -20,6 +20,7 @@ import numpy as np
 from merge.checkpoint import Checkpoint
 from merge.dtypes import SIZES, TORCH_TYPE
 from merge.errors import SourceError
+from merge.expr import Read
 from merge.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ class Files:
             mapped = mmap.mmap(descriptor, status.st_size, flags=flags, prot=protection)
             self._opened[file] = _Open(path, descriptor, _stamp(status), mapped)
         return self._opened[file]
+
+
+def fill(files: Mapping[str, Files], read: Read, place: memoryview, start: int) -> None:
+    """Fill `place` with the bytes of an expression's Read from byte `start` of it on: of a tensor, or of a part of one."""
+    files[read.source].fill(place, read.tensor, read.start * SIZES[read.dtype] + start)
 
 
 def open_files(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Files]:

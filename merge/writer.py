@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from merge.checkpoint import INDEX, SINGLE, Checkpoint
-from merge.dtypes import SIZES
 from merge.errors import DestinationError, MoergeError, SourceError
 from merge.expr import Expr, Read, nbytes, pieces
 from merge.files import sync_folder, write_atomically, writing
 from merge.large_file import LargeFile
 from merge.plan import MergePlan, OutputTensor
-from merge.source_files import Files
+from merge.source_files import Files, fill
 
 # Shards of at most this many bytes: the size the Hub's own tools use.
 SHARD_BYTES = 5 * 10**9
@@ -140,7 +139,7 @@ def write_shard(tensors: list[OutputTensor], contents: Contents, path: Path, adv
             for tensor in tensors:
                 for piece in pieces(tensor.expr):
                     if isinstance(piece, Read):
-                        _copy(contents.files[piece.source], piece, file, advance)
+                        _copy(contents.files, piece, file, advance)
                     else:
                         for data in contents.stored(piece):
                             file.write(data)
@@ -171,12 +170,12 @@ def _header(tensors: list[OutputTensor]) -> memoryview:
     return memoryview(struct.pack("<Q", len(raw)) + raw)
 
 
-def _copy(source: Files, piece: Read, file: LargeFile, advance: Callable[[int], None]) -> None:
+def _copy(files: Mapping[str, Files], piece: Read, file: LargeFile, advance: Callable[[int], None]) -> None:
     """Append the bytes of a source's tensor, or of a part of it, to a file."""
-    done, size, start = 0, nbytes(piece), piece.start * SIZES[piece.dtype]
+    done, size = 0, nbytes(piece)
     while done < size:
         place = file.space()[: size - done]
-        source.fill(place, piece.tensor, start + done)
+        fill(files, piece, place, done)
         file.filled(place.nbytes)
         advance(place.nbytes)
         done += place.nbytes

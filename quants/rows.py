@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from merge.dtypes import SIZES
 from merge.expr import Expr, Read
-from merge.source_files import Files
+from merge.source_files import Files, fill
 from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _flat(contents: Contents, x: Expr, start: int, stop: int) -> Array:
     """Elements start..stop of a checkpoint's expression."""
     if isinstance(x, Read):
         values = np.empty(stop - start, NUMPY[x.dtype])
-        contents.files[x.source].fill(values.view(np.uint8).data, x.tensor, start * SIZES[x.dtype])
+        fill(contents.files, x, values.view(np.uint8).data, start * SIZES[x.dtype])
         return values
     import torch
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from merge.dtypes import SIZES
 from merge.expr import Cast, Read, nbytes
 from merge.plan import MergePlan
-from merge.source_files import Files
+from merge.source_files import Files, fill
 from merge.stored import exact
 
 Rows = npt.NDArray[np.float32]
@@ -28,7 +27,7 @@ def kept_rows(plan: MergePlan, files: Mapping[str, Files]) -> dict[int, Rows]:
         read = x.x if isinstance(x, Cast) else x
         assert isinstance(read, Read)
         raw = memoryview(bytearray(nbytes(read)))
-        files[read.source].fill(raw, read.tensor, read.start * SIZES[read.dtype])
+        fill(files, read, raw, 0)
         found[layer] = exact(raw, read.dtype).reshape(read.shape)
     return found
 

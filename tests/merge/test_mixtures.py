@@ -25,6 +25,10 @@ from merge.families.model_types import MODEL_TYPES
 from merge.gates import load_tokenizer
 from merge.plan import MergePlan
 from merge.writer import write_checkpoint
+from quants.families import FAMILIES as WRITTEN
+from quants.layout import gguf_layout
+from quants.rows import row_count
+from quants.rows import rows as gguf_rows
 from tests.dense import planned
 from tests.merge.test_families import RUNNABLE, difference, small
 
@@ -156,6 +160,26 @@ def test_adding_experts_to_a_merge_gives_the_merge_of_them_all(family: Family, l
     assert same(weights(tmp_path / "out"), weights(tmp_path / "expected"))
     if layout == "hub":
         assert plan.config == direct.config
+
+
+@pytest.mark.parametrize("family", [x for x in FAMILIES if x.NAME in WRITTEN], ids=lambda family: family.NAME)
+def test_gguf_tensors_of_parts_are_those_of_whole_tensors(family: Family, tmp_path: Path) -> None:
+    dense = dense_models(family, tmp_path, 4)
+    with_shared = (
+        {}
+        if family.SHARED == NO_SHARED or family.NAME == "cohere2_moe"
+        else {"shared_experts": [{"source_model": str(dense[1])}]}
+    )
+    base = mixture(family, dense[:3], tmp_path, **with_shared)
+    experts_joined_alone(base, tmp_path / "joined")
+    files = []
+    for source in (base, tmp_path / "joined"):
+        plan = planned(recipe(source, [{"source_model": str(dense[3])}]), tmp_path)
+        layout = gguf_layout(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors})
+        contents = Evaluator(open_files(plan.sources), dict.fromkeys(range(LAYERS), rows(4)))
+        files.append({x.name: gguf_rows(contents, x.expr, 0, row_count(x.expr)) for x in layout.tensors})
+    assert files[0].keys() == files[1].keys()
+    assert all((x == files[1][name]).all() for name, x in files[0].items())
 
 
 # ------------------------------------------------------------------------------------------------- laws of an extended merge
