@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 # Everything this project makes outside its sources.
 BUILD := build
 
-.PHONY: demo test test-all lint format docs bench-preview bench-merge bench-gates bench-gguf image-check clean help
+.PHONY: demo demo-github test test-all lint format docs bench-preview bench-merge bench-gates bench-gguf image-check clean help
 
 help:
 	@echo "make demo         one recipe from preview to a published model, on real input, without an account"
+	@echo "make demo-github  a recipe repository's day on a GitHub of this machine; REQUESTS=1 prints every request"
 	@echo "make test         the tests (minutes)"
 	@echo "make test-all     the slow end-to-end tests too"
 	@echo "make lint         ruff, mypy, and the linters of workflows and Dockerfile"
@@ -27,6 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m demo
+
+demo-github: $(VENV)/.installed
+	$(BIN)/python -m demo.story $(if $(REQUESTS),--requests)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"

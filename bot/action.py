@@ -114,7 +114,12 @@ class Action:
     def _repository(self) -> Commits:
         """The checkout; without one, the repository on GitHub, of which nothing comes to this machine but recipes' bytes."""
         try:
-            return Repository(self.settings.folder)
+            found = Repository(self.settings.folder)
+            if not found.top.is_relative_to(self.settings.workspace):
+                raise UsageError(
+                    f"{self.settings.folder} is not a git checkout of this job's; run actions/checkout first"
+                )
+            return found
         except UsageError:
             if self.github is None or self.settings.command == "build":
                 raise

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.preview import billions, size
+from bot.preview import billions
 from cards.markdown import code, escape, link
 from merge.errors import DestinationError
 
@@ -184,11 +184,11 @@ def release_text(release: Release, marker: str = MARKER) -> str:
         f"| Experts | {experts or '-'} |",
         f"| Licence | {escape(about.license or 'not known')} |",
         "",
-        "| File | Size | SHA-256 |",
+        "| File | Bytes | SHA-256 |",
         "|---|--:|---|",
     ]
     for index, file in enumerate(release.files):
-        row = f"| {code(f'{file.repo}/{file.name}')} | {size(file.bytes)} | {code(file.sha256)} |"
+        row = f"| {code(f'{file.repo}/{file.name}')} | {file.bytes:,} | {code(file.sha256)} |"
         if sum(len(line) + 1 for line in lines) + len(row) > MAX_TEXT:
             lines.append(f"| and {len(release.files) - index} more, in the repository's moerge.lock.json | | |")
             break

@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import JobHardware
-
 from bot.hub import errors
 
 SCHEDULING, RUNNING = "SCHEDULING", "RUNNING"
@@ -152,6 +150,9 @@ class Jobs:
 
 
 def _spec(body: dict[str, Any]) -> dict[str, Any]:
+    # Imported here: the client reads its settings from the environment when it is imported.
+    from huggingface_hub import JobHardware
+
     command, arguments = body.get("command"), body.get("arguments") or []
     flavor, seconds = body.get("flavor"), body.get("timeoutSeconds", _DEFAULT_SECONDS)
     if not _is_texts(command) or not _is_texts(arguments):
