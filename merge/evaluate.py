@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from merge.source_files import open_files as open_files
 TORCH_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_TYPE.items()}
 # Noise is drawn in blocks of this many elements, each from its own seed: a slice gives the same bits as the whole.
 NOISE_BLOCK = 1 << 20
-# Slices of about this many bytes: large enough to amortise the calls, small enough to stay in cache and off the heap.
-SLICE_BYTES = 32 << 20
+# Slices of about this many bytes: large enough to amortise the calls, small enough to stay in the processor's cache.
+SLICE_BYTES = 4 << 20
 # A low-rank product is made in blocks of this many rows, whatever the slice: how a matrix product rounds may depend on its
 # size, and a slice must give the same bits as the whole.
-PRODUCT_ROWS = 256
+PRODUCT_ROWS = 32
 
 
 class Evaluator:
@@ -55,7 +56,12 @@ class Evaluator:
 
     def stored(self, x: Expr) -> Iterator[memoryview]:
         """The bytes of `x` as a checkpoint has them, slice by slice."""
-        for part in self.slices(x):
+        slices = self.slices(x)
+        while True:
+            with _one_thread():
+                part = next(slices, None)
+            if part is None:
+                return
             yield memoryview(part.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     def flat(self, x: Expr, start: int, stop: int) -> torch.Tensor:
@@ -109,6 +115,17 @@ class Evaluator:
             b = self.flat(x.b, row * rank, until * rank).view(until - row, rank).float()
             blocks.append((b @ a).reshape(-1))
         return torch.cat(blocks)[start - first * columns : stop - first * columns]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One core rounds several times what a disk takes, where threads that wait for one another on a busy machine do not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _noise(seed: str, start: int, stop: int) -> torch.Tensor:
