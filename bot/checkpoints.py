@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from bot.merging import make_checkpoint
 from bot.state import stage_key
 from bot.work import CARD, Work
 from evals.results import FileMade
 from merge import __version__
-from merge.checkpoint import Checkpoint
 from merge.errors import DestinationError, SourceError
 from merge.expr import reads
 from merge.files import file_sha256
-from merge.plan import MergePlan
 from merge.progress import progress
-from merge.source_files import open_files
-from merge.writer import is_cut_off, write_checkpoint
+from merge.writer import is_cut_off
 
 # So many of the tensors that are not numbers are named; the first tells where to look.
 SAID = 5
@@ -46,16 +43,6 @@ def checkpoint(work: Work, gates: Path) -> tuple[FileMade, ...]:
         done = {"seconds": time.monotonic() - started, "files": [asdict(file) for file in files]}
         state.finish("merge", work.merge_key, made, done)
     return tuple(FileMade(**file) for file in done["files"])
-
-
-def make_checkpoint(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, key: str, out: Path) -> None:
-    """Write the merged checkpoint to the new folder `out`."""
-    from merge.gates.store import read_gates
-    from merge.stored import Stored
-
-    contents = Stored(open_files(local), read_gates(gates))
-    with progress("checkpoint", plan.checkpoint_bytes) as shown:
-        write_checkpoint(plan, local[plan.base], contents, out, gates_key=key, advance=shown.advance)
 
 
 def check_weights(work: Work) -> None:

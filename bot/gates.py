@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from evals.results import LayerGroup, LayerRouting, RouterMeasured
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import RecipeError
@@ -23,6 +22,7 @@ from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe
 from merge.source_files import open_files
 
 if TYPE_CHECKING:
+    from evals.results import LayerGroup, LayerRouting, RouterMeasured
     from merge.gates.added import Rows
     from merge.gates.expansion import Sample
     from merge.gates.figures import LayerFigures
@@ -270,6 +270,7 @@ def _written(
 
 def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
     """The report's figures of a gates file, layer by layer."""
+    from evals.results import LayerRouting
     from merge.gates.record import read_record
     from merge.gates.report import gate_report
     from merge.gates.store import load_gates
@@ -290,6 +291,7 @@ def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
 
 def routers_of(gates: Path) -> tuple[RouterMeasured, ...]:
     """What a discriminant router, and those it is compared with, do with held-out tokens; nothing where none were held out."""
+    from evals.results import RouterMeasured
     from merge.gates.record import read_record
 
     record = read_record(gates)
@@ -311,6 +313,8 @@ def routers_of(gates: Path) -> tuple[RouterMeasured, ...]:
 
 def _groups(layers: Sequence[LayerFigures]) -> tuple[LayerGroup, ...]:
     """The first, the middle and the last third of the layers, each with its mean confusion matrix."""
+    from evals.results import LayerGroup
+
     edges = sorted({round(len(layers) * part / GROUPS) for part in range(GROUPS + 1)})
     groups = []
     for first, stop in pairwise(edges):

@@ -8,29 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.checkpoints import check_weights, checkpoint, make_checkpoint
+from bot.checkpoints import check_weights, checkpoint
 from bot.gates import gate_findings, gates_key_of, make_gates, routers_of, routing_of, written_in
 from bot.ggufs import GgufMade, gguf_files
 from bot.preview import plan_recipe
 from bot.report import planned_report, said
 from bot.state import State, locked
-from bot.work import GGUF, MODEL, Work, fetched
+from bot.work import GGUF, MODEL, Work
 from cards.figures import ROUTING_FIGURE, routing_figure
 from cards.render import write_cards
 from evals.results import REPORT, FileMade, Report
 from merge import findings as f
-from merge.errors import DestinationError, UsageError
+from merge.errors import UsageError
 from merge.files import write_atomically, writing
-from merge.plan import MergePlan
 from merge.progress import say
 from merge.recipe import LoadedRecipe
 from merge.sources import Sources
-from merge.writer import is_cut_off
 
 if TYPE_CHECKING:
     from bot.publish import Publication
 
-__all__ = ["GGUF", "MODEL", "build", "build_and_publish", "merge"]
+__all__ = ["GGUF", "MODEL", "build", "build_and_publish"]
 
 
 def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> Report:
@@ -84,24 +82,6 @@ def build_and_publish(
         report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, token, endpoint))
         shutil.rmtree(out / "sources", ignore_errors=True)
     return report, publish(out, token=token, endpoint=endpoint)
-
-
-def merge(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | None = None) -> MergePlan:
-    """The checkpoint alone, in the new folder `out`. The gates are calibrated into the folder beside it and removed."""
-    from merge.gates.store import gates_path
-
-    plan = plan_recipe(loaded, sources)
-    if out.exists() and not is_cut_off(out):
-        raise DestinationError(f"{out}: exists already; choose another folder, or remove it to merge again")
-    local = fetched(plan, sources)
-    gates = out.with_name(out.name + ".gates")
-    key = gates_key_of(loaded, plan)
-    path = gates_path(gates, key)
-    if not path.is_file():  # a run that was cut off may have left them
-        make_gates(loaded, plan, local, gates, key, device)
-    make_checkpoint(plan, local, path, key, out)
-    shutil.rmtree(gates)
-    return plan
 
 
 def _build(work: Work) -> Report:

@@ -47,10 +47,12 @@ def write_checkpoint(
     gates_key: str,
     shard_bytes: int = SHARD_BYTES,
     advance: Callable[[int], None] = lambda count: None,
+    clean_up: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the checkpoint of `plan` to the new folder `out`. `base` is the plan's base with its files on this machine.
 
-    `advance` is told of bytes written. Raises DestinationError where `out` exists or cannot be written, SourceError where a
+    `advance` is told of bytes written. `clean_up` is called when all of it is there, and again where a run was ended before
+    it could say so. Raises DestinationError where `out` exists or cannot be written, SourceError where a
     source cannot be read to its end or changes meanwhile.
     """
     partial, identity = out.with_name(out.name + ".partial"), f"{plan.identity()} {gates_key} {shard_bytes}"
@@ -62,8 +64,9 @@ def write_checkpoint(
             _write_shards(plan, contents, partial, shard_bytes, advance)
             _write_small_files(plan, base, partial, shard_bytes)
             partial.rename(out)
-        (out / MARKER).unlink()
         sync_folder(out.parent)
+        clean_up()
+        (out / MARKER).unlink()
 
 
 def is_cut_off(out: Path) -> bool:

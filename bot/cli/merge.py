@@ -18,13 +18,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bot import pipeline
+    from bot.merging import merge
     from bot.preview import billions, size
     from merge.recipe import load_recipe
     from merge.sources import Sources
 
     loaded = load_recipe(args.recipe)
     sources = Sources(loaded.folder, **source_options(args))
-    plan = pipeline.merge(loaded, sources, args.out, device=args.device)
+    plan = merge(loaded, sources, args.out, device=args.device)
     print(f"{args.out}: {plan.name}, {billions(plan.parameters.total)} parameters, {size(plan.checkpoint_bytes)}")
     return 0
