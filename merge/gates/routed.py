@@ -20,7 +20,7 @@ from torch import nn
 from merge.errors import SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
-from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel
+from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel, resolve_device
 from merge.gates.added import Rows, with_kept
 from merge.gates.discriminant import Fit, fit_router, rows_of
 from merge.gates.discriminant import Rows as FitRows
@@ -106,6 +106,9 @@ def calibrate_discriminant(
     # A gate must be there when its layer is loaded; the fit replaces it before the layer runs.
     empty = torch.zeros(len(kept.get(0, ())) + count + len(shared), hidden)
     evaluator = Evaluator(evaluator.files, dict.fromkeys(range(layers), empty))
+    # On a CPU a layer's experts are read one after the other: a router sees many tokens, and these take longer than that.
+    if memory is None and resolve_device(device).type == "cpu":
+        memory = 0
     model = StreamedModel(config, tensors, evaluator, device, DTYPE, memory)
     order, batches = batched([text.ids for text in texts.texts])
     layout = layout_of(order, batches)
