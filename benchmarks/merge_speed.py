@@ -1,10 +1,10 @@
-"""Speed and memory of a merge beside `cp` and mergekit-moe: `python benchmarks/merge_speed.py`.
+"""Speed and memory of a merge beside `cp` and mergekit-moe: `make bench-merge`, or `python -m benchmarks.merge_speed`.
 
-Five models of 2.2 GB with random weights are made under build/bench-merge and removed at the end; about 30 GB of disk are
-needed. In each round the three run one after the other, in an order that turns from round to round, each from sources in the
-page cache and with nothing left to write back, each timed to the end of `sync`. RssAnon is summed over the process tree
-every 50 ms. The figures are medians over the rounds, the ratios medians of each round's ratio. Writes its section of
-benchmarks/RESULTS.md.
+Models with random weights are made under build/bench-merge and removed at the end; 21 GB of disk are needed. The five models
+of a recipe are three, two of them under two names. In each round the commands run one after the other, in an order that turns
+from round to round, each from sources in the page cache and with nothing left to write back, each timed to the end of `sync`.
+RssAnon is summed over the process tree every 50 ms. Seconds are medians over the rounds, the ratio is the median of each
+round's ratio, memory the highest. Writes its section of benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from benchmarks.gates_vs_mergekit import ROOT, machine, peer_environment, put_se
 from benchmarks.merge_models import Shape, make_model
 
 HEADING = "## Merge: speed and memory"
-LARGE, SMALL, WIDE = Shape(22), Shape(2, hidden=1024, intermediate=2752), Shape(11, dtype="float32")
+# The result of LARGE is ten times that of SMALL, in bytes.
+LARGE, SMALL, WIDE = Shape(22), Shape(2, hidden=1792, intermediate=3584), Shape(11, dtype="float32")
+# What a merge may take beside the weights of its calibration.
+LIMIT = 500e6
 PROMPTS = (
     "Write a function that sorts a list.",
     "Bonjour, comment allez-vous ?",
     "Solve the equation.",
-    "Hello.",
-    "Why?",
+    "Hello, how are you today?",
+    "Why is the sky blue?",
 )
 SAMPLE_SECONDS = 0.05
 
@@ -58,12 +61,21 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     try:
-        lines = [*small_figures(work), *copies(work, peer, args.rounds), *casts(work, args.rounds)]
+        small, large = made(work / "small", SMALL), made(work / "large", LARGE)
+        lines = [
+            *starts(work, small),
+            *copies(work, small, peer, args.rounds),
+            *copies(work, large, peer, args.rounds),
+            *gates(work, large, peer),
+        ]
+        shutil.rmtree(work / "small")
+        shutil.rmtree(work / "large")
+        lines += casts(work, args.rounds)
     finally:
         shutil.rmtree(work)
     intro = [
-        f"`python benchmarks/merge_speed.py`, {today()}, {machine()}, load by other work {load:.1f}; {args.rounds} rounds, medians;",
-        "seconds to the end of `sync`; ratio: seconds over those of the first row, median of the rounds' own.",
+        f"`make bench-merge`, {today()}, {machine()}, load by other work {load:.1f}; {args.rounds} rounds, medians; seconds to the",
+        "end of `sync`; ratio: seconds over those of the first row, median of the rounds' own; memory: the highest sum of RssAnon.",
         "",
     ]
     put_section(HEADING, [HEADING, "", *intro, *lines])
@@ -71,34 +83,48 @@ def main() -> int:
     return 0
 
 
-def copies(work: Path, peer: Path, rounds: int) -> list[str]:
-    """The merge that is a copy, and the same with gates from hidden states: ours, cp's, the peer's."""
-    models = [make_model(work / f"m{n}", LARGE, seed=n) for n in range(5)]
-    random, hidden = recipe(work / "random.yaml", models, "random"), recipe(work / "hidden.yaml", models, "hidden")
-    kept = work / "kept"
-    subprocess.run(ours(random, kept), check=True, capture_output=True)
+def made(folder: Path, shape: Shape) -> list[Path]:
+    """Five models: three, two of them under two names."""
+    models = [make_model(folder / f"m{n}", shape, seed=n) for n in range(3)]
+    for n in (3, 4):
+        models.append(folder / f"m{n}")
+        models[n].symlink_to(models[n - 3])
+    return models
+
+
+def copies(work: Path, models: list[Path], peer: Path, rounds: int) -> list[str]:
+    """The merge that is a copy: ours, cp's, the peer's."""
+    random, kept = recipe(work / "random.yaml", models, "random"), work / "kept"
+    subprocess.run(ours(random, kept), check=True, capture_output=True, cwd=ROOT)
     commands = {
         "`moerge merge`": ours(random, work / "out"),
         "`cp -r --reflink=never` of the result": ["cp", "-r", "--reflink=never", str(kept), str(work / "out")],
         "mergekit-moe": [str(peer), str(random), str(work / "out")],
     }
-    found = alternate(commands, [*models, kept], work, rounds)
+    found = alternate(commands, [*models[:3], kept], work, rounds)
     result = size_of(kept)
     shutil.rmtree(kept)
-    lines = table(f"five models of {size_of(models[0]) / 1e9:.1f} GB, {result / 1e9:.1f} GB out, gates random", found)
+    title = f"five models of {size_of(models[0]) / 1e9:.2f} GB, {result / 1e9:.2f} GB out, gates random"
+    return table(title, found, result)
+
+
+def gates(work: Path, models: list[Path], peer: Path) -> list[str]:
+    """Gates from prompts, once: what they take is the forward pass."""
+    hidden, fitted = (recipe(work / f"{mode}.yaml", models, mode) for mode in ("hidden", "discriminant"))
     commands = {
-        "`moerge merge`": ours(hidden, work / "out"),
-        "mergekit-moe": [str(peer), str(hidden), str(work / "out")],
+        "`moerge merge`, `hidden`": ours(hidden, work / "out"),
+        "mergekit-moe, `hidden`": [str(peer), str(hidden), str(work / "out")],
+        "`moerge merge`, `discriminant`": ours(fitted, work / "out"),
     }
-    found = alternate(commands, models, work, 1)
-    layer = sum(2 * a * b for a, b in [(2048, 2048)] * 4 + [(4256, 2048)] * 3)
-    lines += table(
-        f"the same once, gates `hidden` (one layer of the base is {layer / 1e6:.0f} MB, the five prompts are short)",
-        found,
+    found = alternate(commands, models[:3], work, 1)
+    h, i = LARGE.hidden, LARGE.intermediate
+    expert = 2 * 3 * h * i
+    layer = 2 * 4 * h * h + expert
+    title = (
+        f"the same once, gates from five short prompts (500 MB, a layer of the base and an expert are "
+        f"{(LIMIT + layer + expert) / 1e6:.0f} MB)"
     )
-    for model in models:
-        shutil.rmtree(model)
-    return lines
+    return table(title, found)
 
 
 def casts(work: Path, rounds: int) -> list[str]:
@@ -112,42 +138,32 @@ def casts(work: Path, rounds: int) -> list[str]:
         "`cp -r --reflink=never` of the inputs": ["cp", "-r", "--reflink=never", *inputs, str(work / "out")],
     }
     found = alternate(commands, models, work, rounds)
-    lines = table(f"two F32 models of {size_of(models[0]) / 1e9:.1f} GB, BF16 out, gates random", found)
-    for model in models:
-        shutil.rmtree(model)
-    return lines
+    return table(f"two F32 models of {size_of(models[0]) / 1e9:.2f} GB, BF16 out, gates random", found)
 
 
-def small_figures(work: Path) -> list[str]:
-    """A small model: start-up, and the memory that a model of sixty times the size is compared with."""
-    models = [make_model(work / f"s{n}", SMALL, seed=n) for n in range(5)]
-    path = recipe(work / "small.yaml", models, "random")
+def starts(work: Path, models: list[Path]) -> list[str]:
+    """Until the first byte of a merge, and the commands that only look."""
+    path, out = recipe(work / "start.yaml", models, "random"), work / "out"
+    warm(models)
     first = []
     for _ in range(5):
-        out = work / "out"
         begun = time.perf_counter()
-        process = subprocess.Popen(ours(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(ours(path, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
         while process.poll() is None and not any(x.stat().st_size for x in work.glob("out.partial/model*")):
             time.sleep(0.001)
         first.append(time.perf_counter() - begun)
         process.wait()
         shutil.rmtree(out)
-    run = measure(ours(path, work / "out"))
-    shutil.rmtree(work / "out")
     command = [sys.executable, "-m", "bot"]
     shown = {
         "`moerge --help`": [*command, "--help"],
         "`moerge preview` of that recipe": [*command, "preview", str(path)],
     }
-    rows = [f"| recipe to first byte written | {statistics.median(first):.2f} s |"]
+    rows = [f"| `moerge merge`, gates random: recipe to first byte written | {statistics.median(first):.2f} |"]
     for name, line in shown.items():
         seconds = [measure(line).seconds for _ in range(5)]
-        rows.append(f"| {name} | {statistics.median(seconds):.2f} s |")
-    rows.append(f"| peak RssAnon of that merge | {run.anonymous / 1e6:.0f} MB |")
-    total = sum(size_of(model) for model in models)
-    for model in models:
-        shutil.rmtree(model)
-    return [f"Five models of {total / 5e6:.0f} MB, gates random:", "", "| | median of 5 |", "|---|---|", *rows, ""]
+        rows.append(f"| {name} | {statistics.median(seconds):.2f} |")
+    return ["| start-up, median of 5 | s |", "|---|---|", *rows, ""]
 
 
 def ours(path: Path, out: Path) -> list[str]:
@@ -243,16 +259,20 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
-def table(title: str, found: dict[str, list[Run]]) -> list[str]:
+def table(title: str, found: dict[str, list[Run]], result: int | None = None) -> list[str]:
+    """One table; with `result`, the bytes written, also seconds per GB."""
     first = next(iter(found.values()))
     rows = []
     for name, runs in found.items():
         seconds = statistics.median(run.seconds for run in runs)
         ratio = statistics.median(run.seconds / own.seconds for run, own in zip(runs, first, strict=True))
         spread = f"{min(run.seconds for run in runs):.1f}-{max(run.seconds for run in runs):.1f}"
+        per_gb = f" {seconds / (result / 1e9):.2f} |" if result else ""
         memory = max(run.anonymous for run in runs) / 1e6
-        rows.append(f"| {name} | {seconds:.1f} | {spread} | {ratio:.2f} | {memory:.0f} |")
-    heads = ["| | s | lowest-highest | ratio | peak RssAnon, MB |", "|---|---|---|---|---|"]
+        rows.append(f"| {name} | {seconds:.1f} | {spread} |{per_gb} {ratio:.2f} | {memory:.0f} |")
+    per_gb = " s per GB out |" if result else ""
+    columns = 6 if result else 5
+    heads = [f"| | s | lowest-highest |{per_gb} ratio | memory, MB |", "|---" * columns + "|"]
     return [f"{title[0].upper()}{title[1:]}:", "", *heads, *rows, ""]
 
 
