@@ -340,13 +340,17 @@ def test_a_merge_of_copies_and_random_gates_never_imports_torch(models: list[Pat
     assert len(load_file(tmp_path / "out/model.safetensors")) > 10
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "buffers", "buffer_bytes"), [(1, 2, 4096), (2, 3, 1 << 20), (5, 9, 12288)])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, buffers: int, buffer_bytes: int
+) -> None:
     base = save_dense(tmp_path / "base", dtype=torch.float32, hidden_size=256, intermediate_size=1024)
     text = recipe_text(base, [base, base], dtype="bfloat16")
     text = text.replace(f"source_model: {base}", f"source_model: {base}\n  noise_scale: 0.01", 1)
     before = torch.get_num_threads()
     merged(text, tmp_path, tmp_path / "out")
+    monkeypatch.setattr("merge.large_file.BUFFERS", buffers)
+    monkeypatch.setattr("merge.large_file.BUFFER_BYTES", buffer_bytes)
     try:
         torch.set_num_threads(threads)
         merged(text, tmp_path, tmp_path / "again")
