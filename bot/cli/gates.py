@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from bot.gates import gate_findings, gates_key_of, make_gates
     from bot.preview import plan_recipe
     from merge.errors import SourceError
+    from merge.expr import reads
     from merge.gates.mergekit import base_files
     from merge.gates.record import read_record
     from merge.gates.report import gate_report
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
         needed = dict(plan.needed_files)
     else:
         needed = {base.key: base_files(recipe.gate_mode, base)}
+    if plan.kept_experts:  # the new rows are measured by the kept router's
+        routers = (read.tensor for x in plan.kept_routers.values() for read in reads(x))
+        infos = base.tensors or {}
+        files = {file for name in routers if (file := infos[name].file) is not None}
+        needed[base.key] = tuple(sorted({*needed[base.key], *files}))
     for source in (plan.sources[name] for name, files in needed.items() if files or plan.gate_mode == DISCRIMINANT):
         if source.why_no_headers is not None:
             raise SourceError(
@@ -59,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="moerge-gates-") as folder:
         path = make_gates(loaded, plan, local, Path(folder), key, args.device)
         gates, record = load_gates(path), read_record(path)
-        names = [expert.source_model for expert in recipe.experts]
+        names = [f"{base.name} (its expert {number})" for number in range(plan.kept_experts)]
+        names += [expert.source_model for expert in recipe.experts]
         print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
-        print(record_text(record) if record else report_text(gate_report(gates), names))
+        print(record_text(record) if record and not plan.kept_experts else report_text(gate_report(gates), names))
         for finding in gate_findings(loaded, plan, path):
             say(finding.located(str(loaded.path)))
         if args.out:

@@ -22,7 +22,7 @@ from merge.families import FAMILIES
 from merge.families.family import NO_SHARED, Family
 from merge.families.mixture import moe_model
 from merge.families.model_types import MODEL_TYPES
-from merge.gates import load_tokenizer
+from merge.gates import load_gates, load_tokenizer
 from merge.plan import MergePlan
 from merge.writer import write_checkpoint
 from quants.families import FAMILIES as WRITTEN
@@ -254,6 +254,21 @@ def test_the_kept_router_stays_and_new_rows_have_its_length(mode: str, tmp_path:
     assert same(before, {name: x for name, x in after.items() if name in before})
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("mode", ["random", "discriminant"])
+def test_gates_of_more_experts_are_shown_without_a_merge(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = next(family for family in FAMILIES if family.NAME == "mixtral")
+    dense = dense_models(family, tmp_path)
+    base = mixture(family, dense[:2], tmp_path)
+    experts = [{"source_model": str(dense[2]), "positive_prompts": ["song of the words", "a song"]}]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe(base, experts, gate_mode=mode, router={"expand": False}))
+    assert main(["gates", str(path), "--out", str(tmp_path / "gates.safetensors")]) == 0
+    assert "closest experts" in capsys.readouterr().out
+    assert load_gates(tmp_path / "gates.safetensors")[1].shape == (3, HIDDEN)
 
 
 def test_a_new_discriminant_row_wins_its_own_prompts_from_the_kept_experts(tmp_path: Path) -> None:
