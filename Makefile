@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything this project makes outside its sources.
 BUILD := build
 
-.PHONY: demo demo-github test test-all lint format docs bench-preview bench-merge bench-gates bench-gguf image-check clean help
+.PHONY: demo demo-github test test-all lint format docs bench-preview bench-merge bench-gates bench-gguf bench-publish image-check clean help
 
 help:
 	@echo "make demo         one recipe from preview to a published model, on real input, without an account"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-merge  the merge beside mergekit-moe and cp"
 	@echo "make bench-gates  the gates beside mergekit's"
 	@echo "make bench-gguf   GGUF files beside llama.cpp's converter and quantiser"
+	@echo "make bench-publish  publishing beside upload_folder, downloads and disk beside the promise, and under faults"
 	@echo "make image-check  build the preview image and run it"
 	@echo "make docs         write the generated pages again"
 
@@ -67,6 +68,10 @@ bench-preview: $(VENV)/.installed
 
 bench-gguf: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gguf_speed
+
+bench-publish: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.publish_speed
+	$(BIN)/python -m benchmarks.publish_faults
 
 # Takes docker, podman or buildah, whichever works; without a registry the base image is made with debootstrap.
 image-check: $(VENV)/.installed

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.disk import TWIN, Bounded, Item, plan_bounded
+from bot.gates import expands
 from bot.ggufs import GgufMade, model_info
 from bot.publish.contents import upload_stage
 from bot.publish.destination import Destination, addition_of, preupload
@@ -24,10 +25,12 @@ from bot.work import Work
 from evals.results import FileMade, QuantFailed, QuantMade, Report
 from merge import __version__
 from merge.checkpoint import INDEX
-from merge.errors import ProofError, SourceError
+from merge.errors import ProofError, SourceError, UsageError
 from merge.expr import elements
 from merge.files import file_sha256, write_atomically, writing
 from merge.progress import say
+from merge.ranged import bytes_of
+from merge.recipe import DISCRIMINANT
 from merge.writer import write_shard
 from quants.families import first_moe_layer
 from quants.layout import wants_imatrix
@@ -47,6 +50,7 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
 
     plan = work.plan
     bounded = plan_bounded(plan, max_disk)
+    _check_expansion(work, bounded)
     say(
         f"{plan.name}: {bounded.disk_bytes / 1e9:.2f} GB of disk, {bounded.download / 1e9:.2f} GB to download, "
         f"{len(bounded.schedule.items)} files one after the other"
@@ -72,6 +76,20 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
     work.state.finish("merge", work.merge_key, [], {"seconds": time.monotonic() - started})
     gguf = GgufMade(sweep.quants(), tuple(sweep.failed), imatrix, unreached, None)
     return finish(work, gates, files, gguf)
+
+
+def _check_expansion(work: Work, bounded: Bounded) -> None:
+    """Raise UsageError where text is to be written by a model that does not stay here: it is read once a token."""
+    plan, writer = work.plan, expands(work.loaded)
+    if plan.gate_mode != DISCRIMINANT or writer is None:
+        return
+    writers = plan.experts if writer == "experts" else (plan.base,)
+    largest = max(bytes_of([(key, name) for name in plan.sources[key].tensors or {}], plan.sources) for key in writers)
+    if largest > bounded.schedule.peak:
+        raise UsageError(
+            f"{plan.name}: text is written from short prompts by a model of {largest / 1e9:.1f} GB, which must fit on the disk; "
+            "give max_disk more room, or longer prompts and router: {expand: false}"
+        )
 
 
 class _Sweep:

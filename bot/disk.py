@@ -18,8 +18,8 @@ from merge.checkpoint import Checkpoint
 from merge.errors import UsageError
 from merge.expr import nbytes, reads
 from merge.plan import MergePlan, OutputTensor
-from merge.ranged import Key, bytes_of
-from merge.recipe import RANDOM_GATES
+from merge.ranged import RECENT, Key, bytes_of
+from merge.recipe import DISCRIMINANT, RANDOM_GATES
 from merge.writer import shard_name, shards_of
 from quants.families import first_moe_layer
 from quants.filetypes import FILE_TYPES
@@ -81,24 +81,26 @@ def in_order(plan: MergePlan, items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: median([place[key] for key in item.reads] or [0]))
 
 
-def schedule(items: Sequence[Item], sources: Mapping[str, Checkpoint], capacity: int) -> Schedule | None:
-    """What making `items` in this order takes, if it can be done with `capacity` bytes; else None."""
+def schedule(
+    items: Sequence[Item], sources: Mapping[str, Checkpoint], capacity: int, held: frozenset[Key] = frozenset()
+) -> Schedule | None:
+    """What making `items` in this order takes, if it can be done with `capacity` bytes; else None. `held` are source tensors
+    that are there at the beginning."""
     sizes = {key: bytes_of([key], sources) for item in items for key in item.reads}
     uses: dict[Key, list[int]] = {}
     for step, item in enumerate(items):
         for key in item.reads:
             uses.setdefault(key, []).append(step)
-    held: set[Key] = set()
     peak = download = 0
     for step, item in enumerate(items):
-        later = {key: next((use for use in uses[key] if use >= step), None) for key in held}
-        held = {key for key, use in later.items() if use is not None}
+        later = {key: next((use for use in uses.get(key, ()) if use >= step), None) for key in held}
+        held = frozenset(key for key, use in later.items() if use is not None)
         wanted = item.reads - held
         total = sum(sizes[key] for key in held) + sum(sizes[key] for key in wanted) + item.bytes
         for key in sorted(held - item.reads, key=lambda key: later[key] or 0, reverse=True):
             if total <= capacity:
                 break
-            held.discard(key)
+            held -= {key}
             total -= sizes[key]
         if total > capacity:
             return None
@@ -143,15 +145,15 @@ def plan_bounded(plan: MergePlan, max_disk: int) -> Bounded:
         items = _items(plan, shards, splits)
         if len(items) > MOST:
             break
-        found = schedule(items, plan.sources, max_disk - fixed)
+        found, passed, download = after_passes(plan, items, max_disk - fixed)
         if found is not None:
             tried += 1
-            passes = _passes(plan)
-            once = needed + max(item.bytes for item in items) <= found.peak
-            download = found.download + (0 if once else sum(passes))
-            if best is None or download < best.download:
-                best = Bounded(found, shards, splits, fixed, download)
-            if found.download <= needed:
+            peak = max(found.peak, passed)
+            if best is None or download + found.download < best.download:
+                best = Bounded(
+                    Schedule(found.items, peak, found.download), shards, splits, fixed, download + found.download
+                )
+            if download + found.download <= needed:
                 break
         part //= 2
     if best is None:
@@ -189,16 +191,33 @@ def _items(plan: MergePlan, shards: Mapping[str, list[OutputTensor]], splits: Ma
     return [*twins, *in_order(plan, items)]
 
 
-def _passes(plan: MergePlan) -> list[int]:
-    """Bytes that gates and importance matrix read before the files are made."""
-    passes = []
-    whole = bytes_of({(r.source, r.tensor) for t in plan.tensors for r in reads(t.expr)}, plan.sources)
+def after_passes(plan: MergePlan, items: Sequence[Item], capacity: int) -> tuple[Schedule | None, int, int]:
+    """The schedule of `items` after gates and importance matrix have read what they need, in the order of the layers; how
+    much disk those take, and how much they download. What they leave here is not fetched again."""
+    made = [(read.source, read.tensor) for tensor in plan.tensors for read in reads(tensor.expr)]
+    base = [(plan.base, name) for name in plan.sources[plan.base].tensors or {}]
+    passes: list[list[Key]] = []
     if plan.gate_mode not in RANDOM_GATES:
-        base = bytes_of({(plan.base, name) for name in plan.sources[plan.base].tensors or {}}, plan.sources)
-        passes.append(whole if plan.gate_mode == "discriminant" else base)
+        passes.append(made if plan.gate_mode == DISCRIMINANT else base)
+        for expert in plan.experts if plan.experts_write else ():
+            passes.append([(expert, name) for name in plan.sources[expert].tensors or {}])
     if wants_imatrix(plan.quants):
-        passes.append(whole)
-    return passes
+        passes.append(made)
+    held: dict[Key, int] = {}
+    peak = download = 0
+    for keys in passes:
+        sizes = {key: bytes_of([key], plan.sources) for key in keys}
+        room = capacity - RECENT * max(sizes.values(), default=0) - sum(held.values())
+        for key, size in sizes.items():
+            if key in held:
+                continue
+            download += size
+            if size <= room:  # the others come and go
+                held[key] = size
+                room -= size
+        whole = sum(size for key, size in sizes.items() if key not in held) + sum(held.values())
+        peak = max(peak, min(capacity, whole))
+    return schedule(items, plan.sources, capacity, frozenset(held)), peak, download
 
 
 def _fixed_bytes(plan: MergePlan) -> int:

@@ -13,7 +13,7 @@ from merge.errors import DestinationError
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-# A file larger than this is named when it is uploaded.
+# An upload larger than this is told of.
 NAMED = 1 << 20
 # An upload that arrives damaged is refused with this status, and sent again.
 DAMAGED = 400

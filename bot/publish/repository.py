@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Files of up to so many bytes may be kept by the Hub as regular ones, which are known by git's id of them.
 REGULAR = 10 << 20
+HASHED_AT_ONCE = 4
 # Ends the description of a commit: by it a release's commit is found again.
 MARK = "moerge-release: "
 
@@ -110,7 +112,8 @@ class Repository(Destination):
     def __init__(self, release: Release, repo: str, tokens: Tokens, endpoint: str | None, *, create_pr: bool) -> None:
         super().__init__(repo, tokens, endpoint, create_pr=create_pr)
         self.release, self.files = release, release.files[repo]
-        self._digests = {name: sha256_of(content) for name, content in self.files.items()}
+        with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+            self._digests = dict(zip(self.files, pool.map(sha256_of, self.files.values()), strict=True))
         for name, built in release.built.items():
             if name in self._digests and self._digests[name] != built:
                 raise UsageError(f"{repo}/{name}: not the file that was built; run `moerge build` again")
@@ -178,12 +181,9 @@ class Repository(Destination):
     def upload(self) -> None:
         """Send every large file that the Hub does not have; nobody sees them before the commit."""
         names = (*self.change.added, *self.change.changed)
-        additions = [self._addition(name, self.planned.contents[name]) for name in names]
-        preupload(self, [addition for addition in additions if addition.upload_info.size < NAMED])
-        for addition in additions:
-            if addition.upload_info.size >= NAMED and not addition._is_uploaded:
-                say(f"{self.repo}: uploading {addition.path_in_repo} ({addition.upload_info.size / 1e6:,.0f} MB)")
-                preupload(self, [addition])
+        if self.change.bytes >= NAMED:
+            say(f"{self.repo}: uploading {len(names)} files ({self.change.bytes / 1e6:,.0f} MB)")
+        preupload(self, [self._addition(name, self.planned.contents[name]) for name in names])
 
     def commit(self) -> str | None:
         """Commit everything at once; returns the repository's commit with the release, None for a pull request.

@@ -61,7 +61,13 @@ def hub(tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> 
 def write_recipe(folder: Path, **keys: object) -> Path:
     release = {"repo": REPO, "quants": ["BF16", "Q8_0", "Q4_K_M"], "version": "v1", "license": "mit"}
     path = folder / "recipe.yaml"
-    path.write_text(recipe_text("src/m0", ["src/m1", "src/m2"], release=release, **keys))
+    text = recipe_text("src/m0", ["src/m1", "src/m2"], **({"release": release} | keys))
+    for number in (1, 2):
+        prompts = "[the quick brown fox, jumps over the lazy dog]" if number == 1 else "[one and two, three and four]"
+        text = text.replace(
+            f"source_model: src/m{number}", f"source_model: src/m{number}\n  positive_prompts: {prompts}"
+        )
+    path.write_text(text)
     return path
 
 
@@ -102,8 +108,20 @@ class Watch:
         self._thread.join()
 
 
+def test_a_bounded_build_with_calibrated_gates_keeps_its_promise(hub: Server, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, gate_mode="hidden"), tmp_path / "out"
+    plan = plan_recipe(load_recipe(recipe), Sources(tmp_path, endpoint=hub.endpoint, token=hub.token()))
+    promised = plan_bounded(plan, parse_size(ROOM))
+    hub.log.clear()
+    with Watch(out, tmp_path / "cache") as watch:
+        assert main(["build", str(recipe), "--out", str(out), "--publish", "--max-disk", ROOM]) == 0
+    assert watch.peak <= promised.disk_bytes <= parse_size(ROOM)
+    fetched = sum(each.sent for each in hub.log.all("GET", "/resolve/") if each.path.endswith(".safetensors"))
+    assert fetched <= promised.download + 3 * (128 << 10)
+
+
 def test_a_bounded_build_keeps_its_promise_and_fetches_only_what_the_plan_reads_once(
-    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Server, tmp_path: Path
 ) -> None:
     recipe, out = write_recipe(tmp_path), tmp_path / "out"
     loaded = load_recipe(recipe)
