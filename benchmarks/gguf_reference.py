@@ -1,9 +1,8 @@
 """What llama.cpp's converter and quantiser make of the tiny models in tests/quants: keys, tensor types and bytes.
 
-    python -m benchmarks.gguf_reference LLAMA_CPP LLAMA_QUANTIZE
+    python -m benchmarks.gguf_reference [--peer FOLDER] [CASE...]
 
-LLAMA_CPP is a source tree of llama.cpp (for convert_hf_to_gguf.py), LLAMA_QUANTIZE the program built from it. Writes
-tests/quants/reference.json, which the tests compare with. The converter needs sentencepiece installed.
+The peer is llama.cpp as benchmarks/llama_cpp.py has it. Writes tests/quants/reference.json, which the tests compare with.
 """
 
 from __future__ import annotations
@@ -20,22 +19,15 @@ from typing import Any
 
 from gguf import GGUFReader
 
+from benchmarks.llama_cpp import Peer, add_peer_option, peer
 from tests.quants.cases import CASES, PRE_TOKENIZER, TYPES_ONLY, write_imatrix
 from tests.quants.tiny import write_model
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "quants" / "reference.json"
 
 
-# Runs the converter with a name for the hand-made tokenizer, for which it has none.
-CONVERT = """
-import runpy, sys
-sys.path.insert(0, sys.argv[1])
-from conversion import base
-base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
-sys.argv = sys.argv[1:]
-sys.argv[0] += "/convert_hf_to_gguf.py"
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+# Gives the converter a name for the hand-made tokenizer, for which it has none.
+NAMED = "from conversion import base; base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}; "
 # A line of the quantiser's dry run.
 _CHOSEN = re.compile(r"\]\s+(\S+)\s+- \[.*-> .*\((\S+)\)")
 
@@ -58,14 +50,14 @@ def describe(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("llama_cpp", type=Path)
-    parser.add_argument("llama_quantize", type=Path)
+    add_peer_option(parser)
     parser.add_argument("cases", nargs="*", help="only these, the others as they are recorded")
     args = parser.parse_args()
+    tools = peer(args.peer.resolve())
     found: dict[str, dict[str, Any]] = json.loads(REFERENCE.read_text()) if args.cases else {}
     for name in args.cases or CASES:
         with tempfile.TemporaryDirectory() as scratch:
-            found[name] = record(name, Path(scratch), args.llama_cpp, args.llama_quantize.resolve())
+            found[name] = record(name, Path(scratch), tools)
         print(name, flush=True)
         text = json.dumps(
             {name: found[name] for name in CASES if name in found}, ensure_ascii=False, separators=(",", ":")
@@ -73,7 +65,7 @@ def main() -> None:
         REFERENCE.write_text(text.replace('},"', '},\n"') + "\n")
 
 
-def record(name: str, scratch: Path, llama_cpp: Path, llama_quantize: Path) -> dict[str, Any]:
+def record(name: str, scratch: Path, tools: Peer) -> dict[str, Any]:
     """What the peer makes of one case, by file type: a description, or for the deep models the types that differ from
     the most frequent one."""
     config, tokenizer, types = CASES[name]
@@ -85,12 +77,12 @@ def record(name: str, scratch: Path, llama_cpp: Path, llama_quantize: Path) -> d
         file_type, _, imatrix = kind.partition("+")
         out = scratch / f"{kind}.gguf"
         if file_type in ("F32", "F16", "BF16"):
-            command = [sys.executable, "-c", CONVERT.format(pre=PRE_TOKENIZER), str(llama_cpp.resolve()), str(folder)]
-            if tokenizer != "byte_level":
-                command[1:4] = [str(llama_cpp.resolve() / "convert_hf_to_gguf.py")]
-            command += ["--outfile", str(out), "--outtype", file_type.lower()]
+            python, flag, run = tools.converter
+            if tokenizer == "byte_level":
+                run = run.replace("runpy.run_path", NAMED.format(pre=PRE_TOKENIZER) + "runpy.run_path")
+            command = [python, flag, run, str(folder), "--outfile", str(out), "--outtype", file_type.lower()]
         else:
-            command = [str(llama_quantize), *(["--imatrix", "imatrix.gguf"] if imatrix else [])]
+            command = [str(tools.quantise), *(["--imatrix", "imatrix.gguf"] if imatrix else [])]
             command += ["--dry-run"] if name in TYPES_ONLY else []
             command += ["BF16.gguf", *([] if name in TYPES_ONLY else [str(out)]), file_type]
         finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)

