@@ -225,7 +225,7 @@ def _fixed_bytes(plan: MergePlan) -> int:
     base = plan.sources[plan.base]
     small = sum(base.files.get(name, 0) for name in plan.companions)
     layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
-    gates: int = layers * hidden * len(plan.gated) * 4
+    gates: int = layers * hidden * (plan.kept_experts + len(plan.gated)) * 4
     matrix = 0
     if wants_imatrix(plan.quants):
         matrix = 8 * sum(tensor.expr.shape[-1] for tensor in plan.tensors if len(tensor.expr.shape) > 1)

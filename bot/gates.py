@@ -19,7 +19,7 @@ from merge.gates.prompts import PromptError, read_prompts, read_prompts_by_exper
 from merge.plan import MergePlan
 from merge.progress import progress
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe
-from merge.source_files import open_files
+from merge.source_files import Files, open_files
 
 if TYPE_CHECKING:
     from evals.results import LayerGroup, LayerRouting, RouterMeasured
@@ -130,7 +130,7 @@ def make_gates(
 
         layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
         rows, seed = len(plan.gated), loaded.recipe.build.seed
-        drawn = _behind_kept(plan, local, random_gates(plan.gate_mode, layers, rows, hidden, seed))
+        drawn = behind_kept(plan, open_files(local), random_gates(plan.gate_mode, layers, rows, hidden, seed))
         return save_gates(drawn, folder, key, {"mode": plan.gate_mode})
     from merge.evaluate import Evaluator
     from merge.gates.mergekit import calibrate
@@ -153,17 +153,17 @@ def make_gates(
             device,
             progress=lambda done: shown.advance(1),
         )
-    made = _behind_kept(plan, local, {layer: gate.numpy() for layer, gate in gates.items()})
+    made = behind_kept(plan, open_files(local), {layer: gate.numpy() for layer, gate in gates.items()})
     return save_gates(made, folder, key, {"mode": plan.gate_mode})
 
 
-def _behind_kept(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Mapping[int, Rows]) -> Mapping[int, Rows]:
+def behind_kept(plan: MergePlan, files: Mapping[str, Files], gates: Mapping[int, Rows]) -> Mapping[int, Rows]:
     """The gates, behind the router's rows of a base that is a mixture already."""
     if not plan.kept_experts:
         return gates
     from merge.gates.added import kept_rows, with_kept
 
-    kept = kept_rows(plan, open_files(local))
+    kept = kept_rows(plan, files)
     return {layer: with_kept(kept[layer], gate) for layer, gate in gates.items()}
 
 

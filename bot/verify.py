@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot.gates import gates_key_of
+import numpy as np
+
+from bot.gates import behind_kept, gates_key_of
 from bot.preview import plan_recipe
 from bot.publish.contents import GATES, README, RECIPE
 from bot.publish.destination import Destination
@@ -208,8 +210,9 @@ class _Check:
         store = RangeStore(self.folder / "release", ROOM, self.sources.hub.fetch_range)
         ours = RangedFiles(replace(release, ranges=store), store)
         local = self.sources.ranged({}, plan.sources, self.folder / "sources", ROOM)
-        gates = self.gates(loaded, plan)
-        contents = Stored(open_files(local), gates)
+        files = open_files(local)
+        gates = self.gates(loaded, plan, files)
+        contents = Stored(files, gates)
         wrong = []
         with progress("tensors compared", plan.checkpoint_bytes) as shown:
             for tensor in plan.tensors:
@@ -218,7 +221,7 @@ class _Check:
                     wrong += [f"{tensor.name}: {problem}"] if problem else []
         self._say(wrong)
 
-    def gates(self, loaded: LoadedRecipe, plan: MergePlan) -> Mapping[int, Any]:
+    def gates(self, loaded: LoadedRecipe, plan: MergePlan, files: Mapping[str, Files]) -> Mapping[int, Any]:
         """The gates that were published, layer -> (experts, hidden); random ones are drawn again and compared."""
         from merge.gates.store import read_gates
 
@@ -236,8 +239,9 @@ class _Check:
             from merge.gates.random import random_gates
 
             layers, hidden = plan.config["num_hidden_layers"], plan.config["hidden_size"]
-            drawn = random_gates(plan.gate_mode, layers, len(plan.gated), hidden, loaded.recipe.build.seed)
-            if plan.kept_experts == 0 and any((drawn[layer] != gates.get(layer)).any() for layer in drawn):
+            seed = loaded.recipe.build.seed
+            drawn = behind_kept(plan, files, random_gates(plan.gate_mode, layers, len(plan.gated), hidden, seed))
+            if not all(layer in gates and np.array_equal(drawn[layer], gates[layer]) for layer in drawn):
                 self.differences.append(f"{GATES}: is not what the recipe's seed gives")
         return gates
 

@@ -66,6 +66,23 @@ def test_a_release_is_exactly_what_its_recipe_says(hub: Server, capsys: pytest.C
     assert "this is exactly what its recipe says" in capsys.readouterr().out
 
 
+def test_a_release_that_experts_were_added_to_is_exactly_what_its_recipe_says(
+    hub: Server, api: HfApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base is a release on the Hub itself; the added expert is one of another release."""
+    recipe, options = tmp_path / "recipe.yaml", {"endpoint": hub.endpoint, "token": hub.token()}
+    release = {"repo": "me/Extended-3x1M", "quants": [], "license": "mit"}
+    text = recipe_text(f"{REPO}@v1", [f"{REPO}@v1"], experts_per_token=1, release=release)
+    recipe.write_text(text.replace("- source_model:", "- expert: 1\n  source_model:"))
+    build_and_publish(load_recipe(recipe), Sources(tmp_path, **options), tmp_path / "out", **options)
+    assert main(["verify", "me/Extended-3x1M"]) == 0
+    assert "this is exactly what its recipe says" in capsys.readouterr().out
+    made, before = (load_file(api.hf_hub_download(name, "model.safetensors")) for name in ("me/Extended-3x1M", REPO))
+    at = "model.layers.1.block_sparse_moe.experts"
+    for expert, source in enumerate((0, 1, 1)):
+        assert made[f"{at}.{expert}.w2.weight"].equal(before[f"{at}.{source}.w2.weight"])
+
+
 def test_one_flipped_byte_is_told_with_its_tensor(hub: Server, api: HfApi, capsys: pytest.CaptureFixture[str]) -> None:
     raw = bytearray(model(api).read_bytes())
     raw[-10] ^= 1
