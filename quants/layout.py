@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -148,6 +149,15 @@ _FUSED = (
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
+@lru_cache(maxsize=32)
+def _name_map(architecture: str, layers: int) -> Any:
+    """gguf's table of names, which takes longer to make than all else of a layout."""
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == architecture)
+    return get_tensor_name_map(arch, layers)
+
+
 class _Layouter:
     """One checkpoint being laid out: query and key rows permuted where the family asks for it, experts stacked.
 
@@ -155,15 +165,12 @@ class _Layouter:
     """
 
     def __init__(self, config: Mapping[str, Any], tensors: Tensors, family: GgufFamily) -> None:
-        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
-
         self.config, self.tensors, self.family = config, tensors, family
         self.layers = _number(config, "num_hidden_layers")
         self.heads = _number(config, "num_attention_heads")
         self.kv_heads = _kv_heads(config, tensors, self.heads)
         self.experts = experts_of(config)
-        arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == (family.like or family.architecture))
-        self.names = get_tensor_name_map(arch, self.layers)
+        self.names = _name_map(family.like or family.architecture, self.layers)
         self.found: dict[str, GgufExpr] = {}
         self.stacks: dict[str, dict[int, tuple[str, Expr]]] = {}
         self.origins: dict[str, tuple[Origin, ...]] = {}
