@@ -322,3 +322,24 @@ def test_the_tokens_are_masked_and_nowhere_printed(world: World) -> None:
     rest = step.log.replace(f"::add-mask::{token}", "").replace("::add-mask::hf_secret_of_the_base", "")
     for secret in (token, "hf_secret_of_the_base"):
         assert secret not in rest + step.summary + json.dumps(step.outputs) + "".join(world.comments)
+
+
+def test_fifty_recipes_with_hundreds_of_findings_take_at_most_twelve_requests_and_fit_a_comment(world: World) -> None:
+    world.push(**{f"recipes/{number:02}.yaml": good(OTHER, OTHER) for number in range(25)})
+    wrong = "".join(f"wrong_{number}: 1\n" for number in range(30))
+    recipes = {f"recipes/{number:02}.yaml": good(OTHER, MODEL, OTHER, MODEL) for number in range(40)}
+    recipes |= {f"recipes/{number:02}.yaml": good() + wrong for number in range(40, 50)}
+    world.open(**recipes)
+    step = world.job()
+    assert step.code == 1 and len(json.loads(step.outputs["changed"])) == 50
+    assert len(world.requests) <= 12, [said.path for said in world.requests]
+    [comment] = world.comments
+    assert len(comment) <= 60_000
+    for number in range(50):
+        assert f"`recipes/{number:02}.yaml`" in comment, "every recipe has at least its row"
+    for number in range(40, 50):
+        assert f"<code>recipes/{number:02}.yaml</code>" in comment.replace("\u2060", ""), (
+            "a recipe with errors has its section first"
+        )
+    assert len(world.checks[0].annotations) == 250 and world.checks[0].fields["status"] == "completed"
+    assert len(step.summary.encode()) < 1 << 20
