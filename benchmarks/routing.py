@@ -8,7 +8,8 @@ words per expert of recipes/Beyonder-4x7B-v3.yaml, routers are made by our `disc
   most loaded expert, the domains weighing the same; both on the router inputs of SmolLM2 itself (chat, code, storywriting,
   math: four experts equal to the base; python, french, math, English likewise);
 - perplexity of the mixture of the demo's real experts (base, python, french, math; two experts per token) over that of each
-  text on its own expert.
+  text on its own expert: with texts of the kind that the mathematics expert was trained on (arithmetic), and with mathematics
+  as people write it, at which it is worse than the base.
 
 BOS is not counted. Writes its section of benchmarks/RESULTS.md.
 """
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,20 +35,29 @@ import torch
 from benchmarks.gates_vs_mergekit import ROOT, machine, peer_environment, put_section, today
 from demo.models import BASE, EXPERTS, make_models
 from merge.evaluate import Evaluator, checkpoint_expressions, open_files
+from merge.expr import Expr
 from merge.forward import StreamedModel
 from merge.gates import ExpertPrompts, load_tokenizer, random_gates
+from merge.gates.batches import batched, layout_of
 from merge.gates.expansion import expand, with_samples
+from merge.gates.held_out import losses as token_losses
 from merge.gates.prompts import tokenize
-from merge.gates.routed import DTYPE, batched, calibrate_discriminant, router_inputs
+from merge.gates.routed import DTYPE, calibrate_discriminant, router_inputs
 from merge.plan import MergePlan
 from merge.planner import build_plan
 from merge.recipe import parse_recipe
 from merge.sources import Sources
 
 CORPORA = ROOT / "tests" / "data" / "corpora"
-GROUPS = {"a": ("chat", "code", "storywriting", "math"), "b": ("english", "python", "french", "math")}
-# The demo's experts in the order of group b.
+GROUPS = {
+    "a": ("chat", "code", "storywriting", "math"),
+    "b": ("english", "python", "french", "math"),
+    "c": ("english", "python", "french", "arithmetic"),
+}
+# The demo's experts in the order of groups b and c.
 MODELS = (BASE, EXPERTS["python"], EXPERTS["french"], EXPERTS["math"])
+# What the perplexities are measured on.
+TEXTS = ("english", "python", "french", "math", "arithmetic")
 WORDS = (
     ("chat", "assistant", "tell me", "explain", "I want"),
     ("code", "python", "javascript", "programming", "algorithm"),
@@ -118,32 +129,39 @@ def main() -> int:
     print(f"{len(samples)} texts written in {expansion:.0f} s", flush=True)
     for key, prompts in jobs.items():
         prompts = with_samples(prompts, samples) if key == ("a", 0) else prompts
-        ours[key] = calibrate_discriminant(prompts, config, tensors, evaluator, base, "cpu").gates
-        if key[0] == "b":  # on the real mixture
+        if key[0] != "c":
+            ours[key] = calibrate_discriminant(prompts, config, tensors, evaluator, base, "cpu").gates
+        if key[0] in "bc":  # on the real mixture
             started = time.perf_counter()
-            mixtures[key] = calibrate_discriminant(
+            made = calibrate_discriminant(
                 prompts, plan.config, {x.name: x.expr for x in plan.tensors}, merged, base, "cpu"
-            ).gates
+            )
             seconds.append(time.perf_counter() - started)
-    peer_seconds = [s for (group, _), (_, s) in peers["hidden"].items() if group == "b"]
+            mixtures[key] = made.gates
+            print(key, f"{seconds[-1]:.1f} s, BOS to {made.first}, losses by softness {made.losses}", flush=True)
+    peer_seconds = [s for (group, _), (_, s) in peers["hidden"].items() if group != "a"]
 
     rows = []
-    inputs = {group: held_out_inputs(domains, base) for group, domains in GROUPS.items()}
+    inputs = {group: held_out_inputs(GROUPS[group], base) for group in "ab"}
     for mode in ("discriminant", "hidden", "hidden_avg", "random"):
-        scores = {key: routing(found[mode][key], inputs[key[0]]) for key in jobs}
+        scores = {key: routing(found[mode][key], inputs[key[0]]) for key in jobs if key[0] in inputs}
         rows.append((mode, scores))
         print(mode, scores, flush=True)
 
     single = {name: losses(*checkpoint_expressions(folders[name]), base) for name in MODELS}
     print("each model's losses by domain", single, flush=True)
-    found_losses: dict[str, list[list[float]]] = {name: [single[name]] for name in MODELS}
+    found_losses: dict[str, dict[str, list[list[float]]]] = {
+        name: {group: [[x[d] for d in GROUPS[group]]] for group in "bc"} for name, x in single.items()
+    }
+    merged_tensors = {x.name: x.expr for x in plan.tensors}
     for mode in ("discriminant", "hidden", "hidden_avg", "random"):
-        for number in (1,) if mode == "random" else (1, 2, 3):
-            gates = mixtures["b", number] if mode == "discriminant" else found[mode]["b", number]
-            evaluator = Evaluator(merged.files, gates)
-            domains = losses({x.name: x.expr for x in plan.tensors}, plan.config, evaluator, base)
-            found_losses.setdefault(mode, []).append(domains)
-            print(mode, number, domains, flush=True)
+        for group in "bc":
+            for number in (1,) if mode == "random" else (1, 2, 3):
+                gates = (mixtures if mode == "discriminant" else found[mode])[group, number]
+                x = losses(merged_tensors, plan.config, Evaluator(merged.files, gates), base, GROUPS[group])
+                domains = [x[d] for d in GROUPS[group]]
+                found_losses.setdefault(mode, {}).setdefault(group, []).append(domains)
+                print(mode, group, number, domains, flush=True)
     write(rows, found_losses, seconds, peer_seconds, expansion)
     return 0
 
@@ -222,32 +240,30 @@ def routing(gates: Gates, inputs: Sequence[Sequence[torch.Tensor]]) -> tuple[flo
     return statistics.mean(accuracy), statistics.mean(load)
 
 
-def losses(tensors: Mapping, config: Mapping, evaluator: Evaluator, base: Path) -> list[float]:  # type: ignore[type-arg]
-    """A model's loss on the held-out texts of each domain of group b, nats per token."""
+def losses(
+    tensors: Mapping[str, Expr],
+    config: Mapping[str, Any],
+    evaluator: Evaluator,
+    base: Path,
+    domains: Sequence[str] = TEXTS,
+) -> dict[str, float]:
+    """A model's loss on the held-out texts of each domain, nats per token: of every token but the BOS."""
     tokenizer = load_tokenizer(base)
-    domains = GROUPS["b"]
-    texts = [(i, tokenize(tokenizer, text)) for i, domain in enumerate(domains) for text in corpus(domain)["held-out"]]
+    texts = [(domain, tokenize(tokenizer, text)) for domain in domains for text in corpus(domain)["held-out"]]
     order, batches = batched([ids for _, ids in texts])
     model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
     run = model.advance(model.start(batches))
-    total, count = [0.0] * len(domains), [0] * len(domains)
-    first = [sum(len(batch.input_ids) for batch in batches[:b]) for b in range(len(batches))]
-    for piece in model.logits(run):
-        for row in range(len(piece.values)):
-            domain, ids = texts[order[first[piece.batch] + row]]
-            # Position p predicts token p + 1; the last token predicts nothing.
-            stop = min(piece.start + piece.values.shape[1], len(ids) - 1)
-            if stop > piece.start:
-                wanted = torch.tensor(ids[piece.start + 1 : stop + 1])
-                scores = piece.values[row, : stop - piece.start].float()
-                total[domain] += float(torch.nn.functional.cross_entropy(scores, wanted, reduction="sum"))
-                count[domain] += stop - piece.start
-    return [t / n for t, n in zip(total, count, strict=True)]
+    sums = token_losses(model, run, [ids for _, ids in texts], layout_of(order, batches))
+    return {
+        domain: sum(x for x, (d, _) in zip(sums, texts, strict=True) if d == domain)
+        / sum(len(ids) - 1 for d, ids in texts if d == domain)
+        for domain in domains
+    }
 
 
 def write(
     rows: Sequence[tuple[str, Mapping[tuple[str, int], tuple[float, float]]]],
-    found_losses: Mapping[str, Sequence[Sequence[float]]],
+    found_losses: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     seconds: Sequence[float],
     peer_seconds: Sequence[float],
     expansion: float,
@@ -279,19 +295,23 @@ def write(
         "",
         f"The five words are those of recipes/Beyonder-4x7B-v3.yaml; ours expands them, in {expansion:.0f} s.",
         "",
-        "Loss in nats per token by domain, mean over the sets, and the perplexity of a balanced mix over that of each text on its",
-        "own expert; in the last column without math, whose expert is worse than the base on these texts:",
-        "",
-        "| model | English | Python | French | math | perplexity, four domains | lowest to highest | without math |",
-        "|---|---|---|---|---|---|---|---|",
+        "Loss in nats per token by domain, mean over the sets, and the perplexity of a balanced mix of the four over that of",
+        "each text on its own expert. First with arithmetic of the kind that the mathematics expert was trained on, prompts and",
+        "texts; then with mathematics as people write it, at which this expert is worse than the base.",
     ]
-    own = [found_losses[name][0][i] for i, name in enumerate(MODELS)]
-    for name, sets in found_losses.items():
-        four = [over(x, own, 4) for x in sets]
-        spread = f"{min(four):+.1f} % to {max(four):+.1f} %" if len(four) > 1 else ""
-        means = " | ".join(f"{statistics.mean(x[d] for x in sets):.3f}" for d in range(4))
-        three = statistics.mean(over(x, own, 3) for x in sets)
-        lines.append(f"| {name_of(name)} | {means} | {statistics.mean(four):+.1f} % | {spread} | {three:+.1f} % |")
+    for group, title in (("c", "arithmetic"), ("b", "math")):
+        lines += [
+            "",
+            f"| model | English | Python | French | {title} | perplexity | lowest to highest |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        own = [found_losses[name][group][0][i] for i, name in enumerate(MODELS)]
+        for name, groups in found_losses.items():
+            sets = groups[group]
+            four = [over(x, own) for x in sets]
+            spread = f"{min(four):+.1f} % to {max(four):+.1f} %" if len(four) > 1 else ""
+            means = " | ".join(f"{statistics.mean(x[d] for x in sets):.3f}" for d in range(4))
+            lines.append(f"| {name_of(name)} | {means} | {statistics.mean(four):+.1f} % | {spread} |")
     ratio = min(seconds) / min(peer_seconds)
     lines += [
         "",
@@ -305,9 +325,9 @@ def write(
     print("\n".join(lines))
 
 
-def over(losses: Sequence[float], own: Sequence[float], domains: int) -> float:
-    """By how many percent the perplexity on the first domains exceeds that of each text on its own expert."""
-    return 100 * math.expm1(statistics.mean(losses[:domains]) - statistics.mean(own[:domains]))
+def over(losses: Sequence[float], own: Sequence[float]) -> float:
+    """By how many percent the perplexity exceeds that of each text on its own expert, every domain counting the same."""
+    return 100 * math.expm1(statistics.mean(losses) - statistics.mean(own))
 
 
 def name_of(mode: str) -> str:

@@ -16,11 +16,12 @@ import torch
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import StreamedModel
+from merge.gates.batches import batched, layout_of
 from merge.gates.mergekit import HIDDEN_DTYPE
 from merge.gates.prompts import WINDOW, ExpertPrompts, Text, load_tokenizer, tokenize
 from merge.gates.random import random_gates
 from merge.gates.report import unit
-from merge.gates.routed import Peer, batched, layout_of
+from merge.gates.routed import Peer
 
 # Of an expert's prompts so many are read at most, taken evenly: it is a comparison, not the router.
 MAX_PROMPTS = 64

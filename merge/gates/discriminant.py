@@ -67,9 +67,16 @@ class Fit:
     figures: LayerFigures
 
 
-def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None, softness: float = 1.0) -> Fit:
+def fit_router(
+    x: torch.Tensor,
+    rows: Rows,
+    ridge: float | None = None,
+    softness: float = 1.0,
+    pin: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Fit:
     """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it; the scale at which
-    the experts' weights are the most likely is multiplied by `softness`."""
+    the experts' weights are the most likely is multiplied by `softness`. `pin` is an input b (H,) that is to have the logits
+    z (E,): among the routers that give it these, the one that minimises the same is taken."""
     x = x.double()
     root = rows.weight.to(x).sqrt()[:, None]  # (n, 1)
     experts = rows.target.shape[1]
@@ -94,9 +101,17 @@ def fit_router(x: torch.Tensor, rows: Rows, ridge: float | None = None, softness
         tried.append((loss, candidate, scale, z))
     _, chosen, scale, z = min(tried, key=lambda one: one[0])
     scale *= softness
-    w = (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
-    logits = (scale * z).float().cpu()
-    return Fit((scale * w).float().cpu(), chosen, scale, logits, rows.figures(logits))
+    w = scale * (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
+    z = scale * z
+    if pin is not None:
+        # With A = X' D X + lambda m I the nearest W' with W' b = z is W + (z - W b) c', c = A^-1 b / (b' A^-1 b).
+        b, wanted = (part.to(x) for part in pin)
+        v = x.T @ u / s2.sqrt()  # (H, r)
+        c = b - v @ ((v.T @ b) * s2 / (s2 + chosen * mean))  # lambda m A^-1 b
+        c, change = c / (b @ c), wanted - w @ b  # (H,), (E,)
+        w, z = w + change[:, None] * c, z + (x / root @ c)[:, None] * change
+    logits = z.float().cpu()
+    return Fit(w.float().cpu(), chosen, scale, logits, rows.figures(logits))
 
 
 def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

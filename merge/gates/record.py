@@ -53,7 +53,7 @@ class Written:
 @dataclass(frozen=True)
 class Record:
     """A calibration's figures: `held_out` says whether they are of held-out prompts, `cut` and `thinned` which experts'
-    (from 1) texts were cut to the context or used in part. `softness`, `losses` and `peers`: see
+    (from 1) texts were cut to the context or used in part. `softness`, `first`, `losses` and `peers`: see
     `merge.gates.routed.Calibration`."""
 
     layers: tuple[LayerRecord, ...]
@@ -62,6 +62,7 @@ class Record:
     thinned: tuple[int, ...] = ()
     written: tuple[Written, ...] = ()
     softness: float = 1.0
+    first: tuple[int, ...] = ()
     losses: tuple[tuple[float, float], ...] = ()
     peers: dict[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
 
@@ -73,7 +74,15 @@ def record_of(made: Calibration, samples: Sequence[Sample] = ()) -> Record:
     layers = tuple(LayerRecord(**asdict(fit.figures), ridge=fit.ridge, scale=fit.scale) for fit in made.fits)
     written = tuple(Written(**asdict(sample)) for sample in samples)
     return Record(
-        layers, made.held_out, made.texts.cut, made.texts.thinned, written, made.softness, made.losses, dict(made.peers)
+        layers,
+        made.held_out,
+        made.texts.cut,
+        made.texts.thinned,
+        written,
+        made.softness,
+        made.first,
+        made.losses,
+        dict(made.peers),
     )
 
 

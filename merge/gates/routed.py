@@ -7,7 +7,6 @@ would be. The pass streams one layer of weights at a time; the tokens of all pro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -22,20 +21,24 @@ from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel, resolve_device
 from merge.gates.added import Rows, with_kept
+from merge.gates.batches import batched, layout_of
 from merge.gates.discriminant import Fit, fit_router, rows_of
 from merge.gates.discriminant import Rows as FitRows
 from merge.gates.figures import LayerFigures
+from merge.gates.first_token import first_token_experts
 from merge.gates.held_out import Layout, losses, routed
 from merge.gates.prompts import ExpertPrompts, Text, Texts, calibration_texts, load_tokenizer
 
 # A router to compare with: its gate (E, H) in a layer, for a text that it must not have been made from.
 Peer: TypeAlias = Callable[[int, Text], torch.Tensor]
 DTYPE = torch.bfloat16
-TOKENS_PER_BATCH = 4096
 # How sharply the router decides, by factors on the scale at which the experts' weights are the most likely: the one whose
 # merged model has the lowest loss is taken. A lower factor leaves more weight to the other experts, which helps where an
 # expert is not as good at its texts as its label says.
 SOFTNESS = (1.0, 0.4)
+# How far below the logits of the experts that a BOS goes to those of the others are: they get little of it, and rounding does
+# not send it to them.
+APART = 4.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Calibration:
     """Routers, layer -> (experts, hidden), and how each was found; the texts they were fitted on; whether there were
     prompts to hold out (otherwise the figures of the fits are those of the tokens they were fitted on).
 
-    `losses`: for each factor on the scale that was tried the merged model's loss on held-out prompts, nats per token, mean
+    `first`: the experts that a BOS goes to, if it is sent anywhere on purpose. `losses`: for each factor on the scale that was tried the merged model's loss on held-out prompts, nats per token, mean
     over the experts; `softness` is the factor taken. `peers` has the figures of the routers it is compared with, by name.
     """
 
@@ -52,6 +55,7 @@ class Calibration:
     texts: Texts
     held_out: bool
     softness: float = 1.0
+    first: tuple[int, ...] = ()
     losses: tuple[tuple[float, float], ...] = ()
     peers: Mapping[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
 
@@ -98,7 +102,8 @@ def calibrate_discriminant(
     """
     kept, count, peers = kept or {}, len(experts), peers or {}
     experts = [*experts, others] if others else experts
-    texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    texts = calibration_texts(tokenizer, [*experts, *shared], config)
     own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
     rows = _rows(len(experts), [texts.texts[i] for i in own])
     shared_rows = [_against_experts(texts.texts, len(experts), len(experts) + s) for s in range(len(shared))]
@@ -115,6 +120,9 @@ def calibrate_discriminant(
     # The held-out logits of each batch's tokens: their places in the batch, and their rows in a fit.
     held_out = rows.can_hold_out and bool(model.gates(0)) and len(experts) <= hidden and not others
     held = _held_rows(texts.texts, own, layout) if held_out else []
+    first: tuple[int, ...] = ()
+    if held_out and tokenizer.bos_token_id is not None:
+        first = first_token_experts(model, [texts.texts[i] for i in own], count, config["num_experts_per_tok"])
     start = model.start(batches)
     trials = [_Trial(factor, start, peers) for factor in (softness if held_out else (1.0,))]
     for layer in model.layers():
@@ -122,13 +130,14 @@ def calibrate_discriminant(
         router = modules[0][0] if modules else None
         for trial in trials:
             inputs = dict(zip(order, router_inputs(layer, trial.run, batches, router), strict=True))
+            pin = (inputs[own[0]][0], _shared_by(first, count)) if first else None
             inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
             x = torch.cat([inputs[i] for i in own])  # (n, H)
             if not torch.isfinite(x).all():
                 raise SourceError(
                     f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
                 )
-            fit = fit_router(x, rows, ridge, trial.softness)
+            fit = fit_router(x, rows, ridge, trial.softness, pin)
             trial.fits.append(fit)
             for name, peer in peers.items():
                 logits = torch.cat([inputs[i] @ peer(layer.index, texts.texts[i]).to(x).T for i in own])  # (n, E)
@@ -141,9 +150,9 @@ def calibrate_discriminant(
             trial.gates[layer.index] = gate
             if layer.index + 1 == layers and len(trials) == 1:
                 continue  # nothing comes after it
-            for module, first in modules:
+            for module, row in modules:
                 with torch.no_grad():
-                    module.weight.copy_(gate[first : first + len(module.weight)])  # type: ignore[operator, arg-type]
+                    module.weight.copy_(gate[row : row + len(module.weight)])  # type: ignore[operator, arg-type]
             with ExitStack() as stack:
                 if router is not None and held_out:
                     given = [(places, fit.logits[found]) for places, found in held]
@@ -159,16 +168,17 @@ def calibrate_discriminant(
         texts,
         rows.can_hold_out,
         trial.softness,
+        first,
         tuple((one.softness, loss) for one, loss in zip(trials, found, strict=False)),
         {name: tuple(figures) for name, figures in trial.peers.items()},
     )
 
 
-def layout_of(order: Sequence[int], batches: Sequence[Batch]) -> Layout:
-    """Where the sequences of `batched` lie."""
-    numbers = iter(order)
-    rows = tuple(tuple(itertools.islice(numbers, len(batch.input_ids))) for batch in batches)
-    return Layout(rows, tuple(batch.input_ids.shape[1] for batch in batches))
+def _shared_by(first: Sequence[int], experts: int) -> torch.Tensor:
+    """The logits (E,) of a token that these experts are to have, in equal parts."""
+    logits = torch.full((experts,), -APART)
+    logits[list(first)] = 0
+    return logits
 
 
 def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -224,24 +234,6 @@ def router_inputs(
     finally:
         hook.remove()
     return found
-
-
-def batched(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[Batch]]:
-    """Token sequences as batches of similar lengths, padded on the right, where padding changes nothing before it; and
-    their numbers in the order in which they stand there."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    batches: list[Batch] = []
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]]) <= TOKENS_PER_BATCH:
-            stop += 1
-        width = len(rows[order[stop - 1]])
-        lengths = torch.tensor([len(rows[i]) for i in order[start:stop]])
-        ids = torch.tensor([[*rows[i], *[rows[i][0]] * (width - len(rows[i]))] for i in order[start:stop]])  # (B, T)
-        batches.append(Batch(ids, (torch.arange(width) < lengths[:, None]).long()))
-        start = stop
-    return order, batches
 
 
 def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[list[int], FitRows]:

@@ -110,6 +110,35 @@ def test_the_router_sends_new_tokens_of_each_kind_to_their_expert_and_is_not_sat
     assert fit.figures.reach[-1] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("n", [2, 9])
+def test_a_pinned_input_has_its_logits_and_the_rest_is_as_good_as_can_be(n: int) -> None:
+    x, rows = clusters(n)
+    b, z = torch.randn(40, generator=torch.Generator().manual_seed(1)).double() + 5, torch.tensor([0.0, -4.0, 0.0])
+    free, pinned = fit_router(x, rows, 0.7), fit_router(x, rows, 0.7, pin=(b, z))
+    torch.testing.assert_close(pinned.gate @ b.float(), z, rtol=1e-4, atol=1e-3)
+    # The difference from the free optimum W solves (W' - W) A = mu b' for some mu (E,): Lagrange's condition.
+    a = x.double().T @ (rows.weight[:, None] * x.double())
+    a += 0.7 * a.trace() / 40 * torch.eye(40, dtype=torch.double)
+    gradient = (pinned.gate - free.gate).double() @ a  # (E, H)
+    mu = gradient @ b / (b @ b)
+    torch.testing.assert_close(gradient, mu[:, None] * b, rtol=1e-2, atol=1e-2 * float(gradient.abs().max()))
+
+
+def test_a_bos_is_shared_by_the_experts_with_the_lowest_loss(mixture: Path) -> None:
+    made = calibrated(mixture)
+    assert len(made.first) == 2
+    model = streamed(mixture, made.gates)
+    batches = [Batch(torch.tensor([[0]]))]
+    run = model.start(batches)
+    for layer in model.layers():
+        ((router, _),) = model.gates(layer.index)
+        logits = router_inputs(layer, run, batches, router)[0][0] @ made.gates[layer.index].T
+        expected = torch.full((3,), -4.0)
+        expected[list(made.first)] = 0
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+        layer.advance(run)
+
+
 def test_negative_text_is_the_other_experts_and_every_expert_weighs_the_same() -> None:
     rows = rows_of(3, [(0, True), (1, True), (1, False), (2, True)], [4, 1, 2, 3], [0, 1, 2, 3])
     assert rows.target[5].tolist() == [0.5, 0.0, 0.5]
@@ -124,8 +153,9 @@ def streamed(folder: Path, gates: dict[int, torch.Tensor]) -> StreamedModel:
 
 
 def test_a_layers_router_is_fitted_on_what_it_receives_of_text_that_the_router_below_has_not_seen(
-    mixture: Path,
+    tmp_path: Path,
 ) -> None:
+    mixture = save_mixture(tmp_path, {"eos_token": "</s>"})
     # Random weights know no domains, so only a sharp router sends their tokens anywhere.
     ridge, sharp, experts = 0.7, 1000.0, [ExpertPrompts(expert.positive) for expert in EXPERTS]
     made = calibrated(mixture, experts, ridge=ridge, softness=(sharp,))
@@ -158,7 +188,7 @@ def test_a_layers_router_is_fitted_on_what_it_receives_of_text_that_the_router_b
         after.append(received(1, zeros | {0: (first.scale * w).float()}, i))
     second = fit_router(torch.cat(after), rows, ridge, sharp)
     wrong = fit_router(torch.cat([received(1, zeros, i) for i in range(len(texts))]), rows, ridge, sharp)
-    # A BOS alone is routed by the whole router there, and by the one without its prompt here.
+    # A first token alone is routed by the whole router there, and by the one without its prompt here.
     assert (second.gate - made.gates[1]).norm() < 0.3 * (wrong.gate - made.gates[1]).norm()
 
 

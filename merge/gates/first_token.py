@@ -1,0 +1,53 @@
+"""Which experts a BOS goes to, chosen by the merged model's loss.
+
+A BOS says nothing of the text that it begins, so no prompt can tell whose it is; but all later tokens attend to it, and what
+the experts make of it differs. Each expert in turn is given the BOS, while each prompt's other tokens go to the prompt's own
+expert; those with the lowest losses, as many as each token has, share it. One pass over the weights, with few and short texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from merge.forward import StreamedModel
+from merge.gates.batches import batched, layout_of
+from merge.gates.held_out import losses, routed
+from merge.gates.prompts import Text
+
+# At most so many prompts, one for each expert, and so many tokens of each.
+TEXTS, TOKENS = 8, 64
+# Logit of an expert that a token is not to go to, below that of the others.
+FAR = -100.0
+
+
+def first_token_experts(model: StreamedModel, texts: Sequence[Text], experts: int, per_token: int) -> tuple[int, ...]:
+    """The experts, `per_token` of them, that the BOS which `texts` begin with is to go to."""
+    if experts <= per_token:
+        return tuple(range(experts))
+    step = -(-experts // TEXTS)
+    chosen = [next(text for text in texts if text.expert == e and text.positive) for e in range(0, experts, step)]
+    # Every text once for each expert that its BOS may go to.
+    trials = [(first, text.expert, text.ids[:TOKENS]) for first in range(experts) for text in chosen]
+    order, batches = batched([ids for *_, ids in trials])
+    layout = layout_of(order, batches)
+    given = []
+    for rows, width in zip(layout.rows, layout.widths, strict=True):
+        logits = torch.full((len(rows), width, experts), FAR)
+        for row, i in enumerate(rows):
+            first, own, _ = trials[i]
+            logits[row, :, own] = 0
+            logits[row, 0] = FAR
+            logits[row, 0, first] = 0
+        given.append((torch.arange(len(rows) * width), logits.view(-1, experts)))
+    run = model.start(batches)
+    for layer in model.layers():
+        ((router, _), *_) = model.gates(layer.index)
+        with routed(router, torch.zeros(experts, model.config.hidden_size), given):
+            layer.advance(run)
+    found = losses(model, run, [ids for *_, ids in trials], layout)
+    totals = [0.0] * experts
+    for (first, _, ids), loss in zip(trials, found, strict=True):
+        totals[first] += loss / max(1, len(ids) - 1)
+    return tuple(sorted(sorted(range(experts), key=lambda e: totals[e])[:per_token]))
