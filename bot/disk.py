@@ -199,8 +199,8 @@ def after_passes(plan: MergePlan, items: Sequence[Item], capacity: int) -> tuple
     passes: list[list[Key]] = []
     if plan.gate_mode not in RANDOM_GATES:
         passes.append(made if plan.gate_mode == DISCRIMINANT else base)
-        for expert in plan.experts if plan.experts_write else ():
-            passes.append([(expert, name) for name in plan.sources[expert].tensors or {}])
+        for model in plan.models if plan.experts_whole else ():
+            passes.append([(key, name) for key in model if key for name in plan.sources[key].tensors or {}])
     if wants_imatrix(plan.quants):
         passes.append(made)
     held: dict[Key, int] = {}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import RecipeError
-from merge.expr import Expr, Read
+from merge.expr import Expr, LowRank, Read
 from merge.files import write_atomically, writing
 from merge.gates.prompts import PromptError, read_prompts, read_prompts_by_expert
 from merge.plan import MergePlan
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from merge.gates.expansion import Sample
     from merge.gates.figures import LayerFigures
     from merge.gates.prompts import ExpertPrompts
+    from merge.gates.worth import Model
 
 T = TypeVar("T")
 # A file of prompts is text somebody chose; a larger one is a mistake.
@@ -227,33 +228,28 @@ def _written(
     """The text written from short prompts; kept in `folder` under its content address, and taken from there."""
     from pydantic import TypeAdapter
 
-    from merge.evaluate import Evaluator
     from merge.gates.expansion import TOKENS, Sample, expand
     from merge.gates.record import written_key
 
     who, prompts, seed = expands(loaded), prompts_of(loaded, plan), loaded.recipe.build.seed
     if who is None:
         return ()
-    writers = [plan.base] * len(prompts) if who == "base" else [*plan.experts, *plan.shared_experts][: len(prompts)]
+    writers = [(plan.base, None)] * len(prompts) if who == "base" else plan.models[: len(prompts)]
     adapter = TypeAdapter(tuple[Sample, ...])
-    key = written_key(prompts, [plan.sources[writer].fingerprint for writer in writers], seed)
+    prints = ["+".join(plan.sources[key].fingerprint for key in writer if key) for writer in writers]
+    key = written_key(prompts, prints, seed)
     path = folder / f"prompts-{key[:16]}.json"
     if path.is_file():
         return adapter.validate_json(path.read_bytes())
     samples: tuple[Sample, ...] = ()
     for number, writer in enumerate(writers if who == "experts" else writers[:1]):
-        model = local[writer]
+        model = local[writer[0]]
         assert model.folder is not None
-        tensors: dict[str, Expr] = {
-            name: Read(writer, name, info.dtype, info.shape) for name, info in (model.tensors or {}).items()
-        }
         only = number if who == "experts" else None
         with progress(f"text from short prompts ({model.name})", TOKENS, unit="token") as shown:
             samples += expand(
                 prompts,
-                model.config,
-                tensors,
-                Evaluator(open_files({writer: model})),
+                *dense_model(local, *writer),
                 model.folder,
                 seed,
                 device,
@@ -266,6 +262,24 @@ def _written(
             old.unlink()
         write_atomically(path, adapter.dump_json(samples, indent=2) + b"\n")
     return samples
+
+
+def dense_model(local: Mapping[str, Checkpoint], key: str, adapter: str | None = None) -> Model:
+    """A source as the model it is, with its adapter: config.json, tensors, and what evaluates them."""
+    from merge.adapters import read_adapter
+    from merge.evaluate import Evaluator
+
+    model = local[key]
+    tensors: dict[str, Expr] = {
+        name: Read(key, name, info.dtype, info.shape) for name, info in (model.tensors or {}).items()
+    }
+    if adapter is None:
+        return model.config, tensors, Evaluator(open_files({key: model}))
+    infos = local[adapter].tensors or {}
+    for name, delta in read_adapter(local[adapter]).deltas.items():
+        b, a = (Read(adapter, part, infos[part].dtype, infos[part].shape) for part in (delta.b, delta.a))
+        tensors[name] = LowRank(tensors[name], b, a, delta.scale)
+    return model.config, tensors, Evaluator(open_files({key: model, adapter: local[adapter]}))
 
 
 def routing_of(gates: Path) -> tuple[LayerRouting, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,13 @@ from bot.gates import gate_findings, gates_key_of, make_gates, routers_of, routi
 from bot.ggufs import GgufMade, gguf_files
 from bot.preview import plan_recipe
 from bot.report import planned_report, said
-from bot.state import State, locked
+from bot.state import State, locked, stage_key
 from bot.work import GGUF, MODEL, Work
+from bot.worth import is_measured, measured, worth_findings
 from cards.figures import ROUTING_FIGURE, routing_figure
 from cards.render import write_cards
-from evals.results import REPORT, FileMade, Report
+from evals.results import REPORT, ExpertWorth, FileMade, Report
+from merge import __version__
 from merge import findings as f
 from merge.errors import UsageError
 from merge.files import write_atomically, writing
@@ -113,8 +115,27 @@ def gates_of(work: Work) -> Path:
     return gates_path(work.out, work.gates_key)
 
 
+def _worth(work: Work, gates: Path) -> tuple[ExpertWorth, ...]:
+    """What each expert is worth in this merge, measured where it is not known already."""
+    if work.ranges is not None or not is_measured(work.loaded, work.plan, work.on_device):
+        return ()
+    key = stage_key("worth", work.merge_key, __version__)
+    done = work.state.result("worth", key)
+    if done is None:
+        found = measured(work.loaded, work.plan, work.local, gates, work.on_device)
+        done = {"experts": [asdict(one) for one in found]}
+        work.state.finish("worth", key, [], done)
+    return tuple(ExpertWorth(**one) for one in done["experts"])
+
+
 def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
-    found = (*work.plan.findings, *gate_findings(work.loaded, work.plan, gates), *_unreached(work, gguf))
+    worth = _worth(work, gates)
+    found = (
+        *work.plan.findings,
+        *gate_findings(work.loaded, work.plan, gates),
+        *worth_findings(work.loaded, work.plan, worth),
+        *_unreached(work, gguf),
+    )
     return replace(
         planned_report(work.loaded, work.plan, work.gates_key),
         files=files,
@@ -124,6 +145,7 @@ def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade
         quants_measured=gguf.measured,
         routing=routing_of(gates),
         routers=routers_of(gates),
+        worth=worth,
         written_prompts=written_in(gates),
         findings=tuple(map(said, found)),
         seconds={

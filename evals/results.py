@@ -142,12 +142,13 @@ class RouterMeasured:
 @dataclass(frozen=True)
 class ExpertWorth:
     """Loss in nats per token on the text that an expert's row of the router is made from (`tokens` of it): of the base, of the
-    expert as it is (`own`), and of the expert's MLPs with everything else the base's (`shared`), as this merge uses them."""
+    expert as it is (`own`; None where it is from a mixture), and of the expert's MLPs with everything else the base's
+    (`shared`), as this merge uses them. `expert` counts from 0."""
 
     expert: int
     tokens: int
     base: float
-    own: float
+    own: float | None
     shared: float
 
 

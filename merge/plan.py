@@ -44,8 +44,8 @@ class MergePlan:
     config.json, `companions` the files copied from the base. `unused` counts, by source key, the tensors that no output
     reads. `kept_experts` are the experts that a base which is a mixture has already; `experts` are those of the recipe, which
     stand behind them. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order behind those
-    of the kept experts: the experts, and a shared expert that has a gate. `slices` are the
-    prompts that the recipe takes from datasets, by the section and the place in it of the expert.
+    of the kept experts: the experts, and a shared expert that has a gate. `slices` are the prompts
+    that the recipe takes from datasets, by the section and the place in it of the expert.
     """
 
     name: str
@@ -68,8 +68,10 @@ class MergePlan:
     license: str | None
     quants: tuple[str, ...]
     gate_mode: str
-    # Each expert writes text from its own short prompts, which takes all of it.
-    experts_write: bool = False
+    # The model, and the adapter where it has one, that each expert and then each shared expert is from.
+    models: tuple[tuple[str, str | None], ...] = ()
+    # All of each expert is read: it writes text from its own short prompts, or is measured as it is.
+    experts_whole: bool = False
     slices: Mapping[tuple[str, int], PromptsRead] = field(default_factory=dict)
     why_no_gguf: str | None = None
     kept_experts: int = 0
@@ -111,14 +113,17 @@ class MergePlan:
                 if file is not None:
                     needed[read.source].add(file)
         needed[self.base].update(self.companions)
-        for key in self.experts if self.experts_write else ():
-            whole = self.sources[key]
-            needed[key].update(info.file for info in (whole.tensors or {}).values() if info.file is not None)
-            needed[key].update(whole.companions)
+        for key in {key for pair in self.models for key in pair if key} if self.experts_whole else ():
+            needed[key].update(self.whole(key))
         if self.gate_mode not in RANDOM_GATES:
             base = self.sources[self.base].tensors or {}
             needed[self.base].update(info.file for info in base.values() if info.file is not None)
         return {key: tuple(sorted(files)) for key, files in needed.items()}
+
+    def whole(self, key: str) -> set[str]:
+        """The files that a source is run from as it is."""
+        source = self.sources[key]
+        return {info.file for info in (source.tensors or {}).values() if info.file is not None} | set(source.companions)
 
     @property
     def needed_companions(self) -> dict[str, tuple[str, ...]]:

@@ -73,7 +73,7 @@ class _Planner:
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base.tensors or {}})
-        experts_write, license = self.experts_write(), self.license()
+        experts_whole, license = self.experts_whole(), self.license()
         self.stop_on_errors()
         return MergePlan(
             name=self.loaded.name,
@@ -98,7 +98,8 @@ class _Planner:
             license=license,
             quants=() if why_no_gguf else self.recipe.release.quants,
             gate_mode=self.recipe.gate_mode,
-            experts_write=experts_write,
+            models=tuple((x.key, x.adapter.key if x.adapter else None) for x in (*self.experts, *self.shared)),
+            experts_whole=experts_whole,
             why_no_gguf=why_no_gguf,
         )
 
@@ -458,12 +459,12 @@ class _Planner:
             x = Scale(x, expert.residual_scale)
         return x
 
-    def experts_write(self) -> bool:
-        """Whether each expert writes text from its own prompts."""
-        asked = self.recipe.gate_mode == DISCRIMINANT and self.recipe.router.expand == "experts"
-        if asked:
+    def experts_whole(self) -> bool:
+        """Whether all of each expert is read: it writes text from its own prompts, or is measured as it is."""
+        writes = self.recipe.gate_mode == DISCRIMINANT and self.recipe.router.expand == "experts"
+        if writes:
             self.add(f.ExpertsWriteTheirOwn(self.loaded.line("router", "expand")))
-        return asked
+        return writes or (self.recipe.needs_prompts and self.recipe.evals.worth is True)
 
     def license(self) -> str | None:
         """The recipe's licence, or the one that fits all sources."""

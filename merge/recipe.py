@@ -182,6 +182,10 @@ class Evals(_Section):
     tasks: Annotated[tuple[Line, ...], _LIST] | None = Field(None)
     results: Line | None = None
     samples: Annotated[tuple[Prompt, ...], _LIST] | None = Field(None)
+    worth: bool | None = Field(
+        None,
+        description="compare each expert's loss as it is, and under the base's attention, with the base's, on its prompts",
+    )
 
 
 class Recipe(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ HELP = "calibrate the router and print how well it tells the experts apart; no m
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the gates to this safetensors file")
+    parser.add_argument(
+        "--worth",
+        action=argparse.BooleanOptionalAction,
+        help="compare each expert's loss, as it is and in this merge, with the base's (default: as the recipe says)",
+    )
     add_device_option(parser)
     add_source_options(parser)
 
@@ -28,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from bot.gates import gate_findings, gates_key_of, make_gates
     from bot.preview import plan_recipe
+    from bot.worth import is_measured, measured, worth_findings, worth_text
     from merge.errors import SourceError
     from merge.expr import reads
     from merge.gates.mergekit import base_files
@@ -44,9 +51,12 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_recipe(loaded, sources)
     for finding in plan.findings:
         say(finding.located(str(loaded.path)))
-    key = gates_key_of(loaded, plan)
+    key, device = gates_key_of(loaded, plan), args.device or recipe.build.device
+    if args.worth and recipe.needs_prompts:
+        plan = replace(plan, experts_whole=True)
+    worth = is_measured(loaded, plan, device, args.worth)
     base = plan.sources[plan.base]
-    if plan.gate_mode == DISCRIMINANT:  # fitted on the merged model: all of its sources are needed
+    if plan.gate_mode == DISCRIMINANT or worth:  # on the merged model: all of its sources are needed
         needed = dict(plan.needed_files)
     else:
         needed = {base.key: base_files(recipe.gate_mode, base)}
@@ -69,7 +79,12 @@ def run(args: argparse.Namespace) -> int:
         names += [expert.source_model for expert in recipe.experts]
         print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
         print(record_text(record) if record and not plan.kept_experts else report_text(gate_report(gates), names))
-        for finding in gate_findings(loaded, plan, path):
+        found = list(gate_findings(loaded, plan, path))
+        if worth:
+            experts = measured(loaded, plan, local, path, device)
+            print(worth_text(experts))
+            found += worth_findings(loaded, plan, experts)
+        for finding in found:
             say(finding.located(str(loaded.path)))
         if args.out:
             with writing(args.out):

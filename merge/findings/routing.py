@@ -130,6 +130,20 @@ class ExpertsAlike(Finding):
     message = "experts {first} and {second} cannot be told apart in layers {layers} (of {count})"
 
 
+class ExpertLosesItsSkill(Finding):
+    """On the text that an expert is for, its MLPs with the base's attention around them do worse than the base itself: in this
+    merge it costs memory and makes things worse. A full fine-tune whose attention moved far from the base's loses most; where
+    the expert as it is does worse too, its prompts are not what it is good at. Choose an expert that stayed near the base, or
+    other prompts."""
+
+    id = "expert-loses-its-skill"
+    level = WARNING
+    message = (
+        "expert {number} ({model}) is worse than the base on its own prompts in this merge: {shared} nats per token against "
+        "{base}{own}"
+    )
+
+
 class ExpertsPerTokenAdvice(Finding):
     """How many experts each token should be sent to, so that about nine in ten held-out tokens reach their own expert. More
     make the model slower; fewer lose tokens to a wrong expert."""

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoModelForCausalLM
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bot.cli import main
 from bot.hub.server import Server, running
@@ -233,6 +234,108 @@ def test_the_report_compares_the_router_with_mergekit_s_and_with_chance(models: 
             matrix = router["groups"][layer]["goes_to"]
             assert load == pytest.approx([sum(column) / 2 for column in zip(*matrix, strict=True)])
     assert (tmp_path / "out" / "model" / report["routing_figure"]).read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------------------------------------------- experts' worth
+
+
+def test_the_worth_of_the_base_as_an_expert_is_the_base_s_own(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(tmp_path, models)
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["worth"]
+    assert first["shared"] == pytest.approx(first["base"], rel=1e-3)
+    assert first["own"] == first["base"]
+    assert second["own"] != second["shared"] != second["base"]
+    assert "as it is" in gates(recipe, capsys)
+    assert main(["gates", str(recipe), "--device", "cpu", "--no-worth"]) == 0
+    assert "as it is" not in capsys.readouterr().out
+
+
+def test_an_experts_worth_is_that_of_the_ordinary_models(models: list[Path], tmp_path: Path) -> None:
+    recipe = written(tmp_path, models)
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    _, worth = json.loads((tmp_path / "out" / "report.json").read_text())["worth"]
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    base, expert = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16) for model in models)
+    mixed = AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.bfloat16)
+    for mine, other in zip(mixed.model.layers, expert.model.layers, strict=True):
+        mine.mlp = other.mlp
+
+    def loss(model: Any) -> float:
+        total, count = 0.0, 0
+        for prompt in PROMPTS[1]:
+            ids = tokenizer(
+                (tokenizer.bos_token or "") + prompt, add_special_tokens=False, return_tensors="pt"
+            ).input_ids
+            with torch.no_grad():
+                logits = model(ids).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            count += ids.shape[1] - 1
+        return total / count
+
+    found = [worth["base"], worth["own"], worth["shared"]]
+    assert found == pytest.approx([loss(base), loss(expert), loss(mixed)], rel=2e-3)
+
+
+def test_an_expert_that_is_worse_than_the_base_in_this_merge_is_named(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(tmp_path, models, [{"positive_prompts": PROMPTS[0]}, {"positive_prompts": PROMPTS[1]}])
+    broken = yaml.safe_load(recipe.read_text())
+    broken["experts"][1]["residual_scale"] = -10
+    recipe.write_text(yaml.safe_dump(broken))
+    assert "expert-loses-its-skill" in gates(recipe, capsys)
+
+
+def test_an_expert_with_an_adapter_is_measured_with_all_of_it(models: list[Path], tmp_path: Path) -> None:
+    peft = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 2,
+        "lora_alpha": 64,
+        "target_modules": ["q_proj", "up_proj"],
+    }
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps(peft))
+    torch.manual_seed(0)
+    shapes = {"self_attn.q_proj": (64, 64), "mlp.up_proj": (96, 64)}
+    save_file(
+        {
+            f"base_model.model.model.layers.{layer}.{name}.lora_{side}.weight": torch.randn(
+                (2, columns) if side == "A" else (rows, 2)
+            )
+            for layer in range(3)
+            for name, (rows, columns) in shapes.items()
+            for side in "AB"
+        },
+        adapter / "adapter_model.safetensors",
+    )
+    recipe = written(tmp_path, [models[0], Path(f"{models[0]}+{adapter}")])
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    _, worth = json.loads((tmp_path / "out" / "report.json").read_text())["worth"]
+    # With its attention it is another model than with the base's.
+    assert len({round(worth[key], 3) for key in ("base", "own", "shared")}) == 3
+
+
+def test_experts_write_their_own_text_which_the_preview_counts(
+    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_models = [Path("lab/m0"), Path("lab/m1")]
+    prompts = [{"positive_prompts": ["talk", "city"]}, {"positive_prompts": ["code", "python"]}]
+    said = {}
+    for expand in ("base", "experts"):
+        recipe = written(tmp_path, hub_models, prompts, router={"expand": expand})
+        assert main(["preview", "--json", str(recipe)]) == 0
+        [said[expand]] = json.loads(capsys.readouterr().out)
+    assert said["experts"]["download_bytes"] > said["base"]["download_bytes"]
+    assert "experts-write-their-own" in [finding["id"] for finding in said["experts"]["findings"]]
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {one["expert"] for one in report["written_prompts"]} == {0, 1}
+    assert {one["prompt"] for one in report["written_prompts"]} == {"talk", "city", "code", "python"}
 
 
 # ----------------------------------------------------------------------------------------------------- degenerate cases
