@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -245,17 +246,20 @@ class Report:
 
     def to_json(self) -> bytes:
         """report.json: the same bytes for the same report."""
-        return _REPORT.dump_json(self, indent=2) + b"\n"
+        return _adapter().dump_json(self, indent=2) + b"\n"
 
 
-_REPORT = TypeAdapter(Report)
+@cache
+def _adapter() -> TypeAdapter[Report]:
+    """Made at its first use: it takes longer than everything else that a preview imports from here."""
+    return TypeAdapter(Report)
 
 
 def read_report(path: Path) -> Report:
     """The report in a build's folder. Raises OSError where there is none, ValueError where it is not one."""
-    return _REPORT.validate_json(path.read_bytes())
+    return _adapter().validate_json(path.read_bytes())
 
 
 def parse_report(data: bytes) -> Report:
     """A report's bytes. Raises ValueError where they are not one."""
-    return _REPORT.validate_json(data)
+    return _adapter().validate_json(data)
