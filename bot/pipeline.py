@@ -117,7 +117,9 @@ def gates_of(work: Work) -> Path:
 
 def _worth(work: Work, gates: Path) -> tuple[ExpertWorth, ...]:
     """What each expert is worth in this merge, measured where it is not known already."""
-    if work.ranges is not None or not is_measured(work.loaded, work.plan, work.on_device):
+    if not is_measured(work.loaded, work.plan, work.on_device) or (
+        work.ranges is not None and not work.loaded.recipe.evals.worth
+    ):
         return ()
     key = stage_key("worth", work.merge_key, __version__)
     done = work.state.result("worth", key)

@@ -102,6 +102,15 @@ class PromptsThinned(Finding):
     message = "expert {number} has more text than the calibration uses; an even part of it was taken"
 
 
+class NoBos(Finding):
+    """The base's tokenizer has no BOS. Then a text's first token takes its place: all later ones attend to it, and its activation
+    says little of the text. The calibration leaves it out, as it does with a BOS."""
+
+    id = "no-bos"
+    level = NOTICE
+    message = "the base's tokenizer has no BOS: the first token of each prompt was left out of the calibration"
+
+
 class NothingToHoldOut(Finding):
     """The router's regularisation and scale are chosen on prompts left out of the fit, which needs more than one token of
     every expert. Without that, fixed values are used and nothing is known of how well it routes. Write more prompts."""

@@ -53,11 +53,12 @@ class Text:
 @dataclass(frozen=True)
 class Texts:
     """All calibration text, and what had to be done to it: numbers of the experts (from 1) whose texts were cut into
-    pieces, or thinned out."""
+    pieces, or thinned out; and whether each begins with a BOS."""
 
     texts: tuple[Text, ...]
     cut: tuple[int, ...] = ()
     thinned: tuple[int, ...] = ()
+    has_bos: bool = True
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -105,7 +106,8 @@ def calibration_texts(tokenizer: Any, experts: Sequence[ExpertPrompts], config: 
             raise PromptError(
                 f"expert {number + 1}: positive prompts are missing: this gate mode makes the router from them"
             )
-    return Texts(tuple(found), tuple(dict.fromkeys(cut)), tuple(dict.fromkeys(thinned)))
+    has_bos = tokenizer.bos_token_id is not None
+    return Texts(tuple(found), tuple(dict.fromkeys(cut)), tuple(dict.fromkeys(thinned)), has_bos)
 
 
 def _pieces(tokenizer: Any, text: str, window: int, expert: int, positive: bool, prompt: int) -> list[Text]:

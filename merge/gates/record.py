@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merge.gates.routed import Calibration
 
 # Part of every content address: to be raised when the same inputs give other gates.
-ALGORITHM = 2
+ALGORITHM = 3
 METADATA = "calibration"
 # An expert is idle when it is the best for less than this part of an equal share of the tokens.
 IDLE = 0.25
@@ -65,6 +65,7 @@ class Record:
     first: tuple[int, ...] = ()
     losses: tuple[tuple[float, float], ...] = ()
     peers: dict[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
+    has_bos: bool = True
 
 
 _RECORD = TypeAdapter(Record)
@@ -83,6 +84,7 @@ def record_of(made: Calibration, samples: Sequence[Sample] = ()) -> Record:
         made.first,
         made.losses,
         dict(made.peers),
+        made.texts.has_bos,
     )
 
 
@@ -133,6 +135,8 @@ def advice(
         yield f.PromptsCut(lines.get(expert - 1), number=expert)
     for expert in record.thinned:
         yield f.PromptsThinned(lines.get(expert - 1), number=expert)
+    if not record.has_bos:
+        yield f.NoBos(None)
     if count == 1:
         return
     if not record.held_out:

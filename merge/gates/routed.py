@@ -102,8 +102,7 @@ def calibrate_discriminant(
     """
     kept, count, peers = kept or {}, len(experts), peers or {}
     experts = [*experts, others] if others else experts
-    tokenizer = load_tokenizer(tokenizer_folder)
-    texts = calibration_texts(tokenizer, [*experts, *shared], config)
+    texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
     own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
     rows = _rows(len(experts), [texts.texts[i] for i in own])
     shared_rows = [_against_experts(texts.texts, len(experts), len(experts) + s) for s in range(len(shared))]
@@ -121,7 +120,7 @@ def calibrate_discriminant(
     held_out = rows.can_hold_out and bool(model.gates(0)) and len(experts) <= hidden and not others
     held = _held_rows(texts.texts, own, layout) if held_out else []
     first: tuple[int, ...] = ()
-    if held_out and tokenizer.bos_token_id is not None:
+    if held_out and texts.has_bos:
         first = first_token_experts(model, [texts.texts[i] for i in own], count, config["num_experts_per_tok"])
     start = model.start(batches)
     trials = [_Trial(factor, start, peers) for factor in (softness if held_out else (1.0,))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bot.cli import main
@@ -342,8 +343,9 @@ def test_experts_write_their_own_text_which_the_preview_counts(
 
 
 def test_one_expert_gets_all_tokens(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1)
-    assert "content address" in gates(recipe, capsys)
+    said = gates(written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1), capsys)
+    assert "content address" in said
+    assert "all-experts-per-token" in said
 
 
 def test_identical_experts_are_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,3 +371,37 @@ def test_a_prompt_longer_than_the_context_is_named(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "prompts-cut" in gates(written(tmp_path, models, [[LONG * 40], PROMPTS[1]]), capsys)
+
+
+def test_a_base_without_bos_is_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = shutil.copytree(models[0], tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": None}))
+    assert "no-bos" in gates(written(tmp_path, [base, models[1]]), capsys)
+    assert "no-bos" not in gates(written(tmp_path, models), capsys)
+
+
+def test_the_padding_side_changes_nothing(models: list[Path], tmp_path: Path) -> None:
+    made = []
+    for side in ("left", "right"):
+        base = shutil.copytree(models[0], tmp_path / side)
+        settings = json.loads((base / "tokenizer_config.json").read_text())
+        (base / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": side}))
+        recipe, out = written(tmp_path, [base, models[1]]), tmp_path / f"{side}.safetensors"
+        assert main(["gates", str(recipe), "--device", "cpu", "--no-worth", "--out", str(out)]) == 0
+        made.append(load_file(out))
+    assert all(torch.equal(gate, made[1][name]) for name, gate in made[0].items())
+
+
+def test_a_shared_experts_gate_is_fitted_to_its_prompts(tmp_path: Path) -> None:
+    bases = [save_dense(tmp_path / f"q{n}", seed=n, model_type="qwen2") for n in range(3)]
+    shared = {"source_model": str(bases[2]), "residual_scale": 0.1, "positive_prompts": ["1 + 1 = 2 and 2 + 2 = 4"]}
+    recipe = written(tmp_path, bases[:2], shared_experts=[shared])
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert model.config.model_type == "qwen2_moe"
+    for layer in model.model.layers:
+        assert float(layer.mlp.shared_expert_gate.weight.abs().max()) > 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [one["expert"] for one in report["worth"]] == [0, 1]
+    assert len(report["routers"][0]["load"][0]) == 2
