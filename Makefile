@@ -48,6 +48,7 @@ lint: $(VENV)/.installed
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions action.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m pytest --quiet tests/bot/test_init.py -k linters
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

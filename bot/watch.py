@@ -56,6 +56,7 @@ class Options:
     since: str | None
     device: str | None
     publish: bool
+    job_image: str | None
 
 
 @dataclass
@@ -214,6 +215,7 @@ class Watch:
             "INPUT_OUT": str(out),
             "INPUT_PUBLISH": "true" if self.options.publish else "false",
             "INPUT_DEVICE": self.options.device or "",
+            "INPUT_JOB_IMAGE": self.options.job_image or "",
             # A folder named `merge` where the watcher was started must not be imported instead of ours.
             "PYTHONSAFEPATH": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="look once, do what there is to do, and end")
     parser.add_argument("--since", metavar="COMMIT", help="at the first start: build what changed since this commit")
     parser.add_argument("--no-publish", action="store_true", help="build, and publish nothing")
+    parser.add_argument("--job-image", metavar="IMAGE", help="the build image, for recipes built in a Hugging Face Job")
     add_device_option(parser)
     parser.epilog = (
         "GITHUB_TOKEN reads the repository, comments and sets statuses; HF_TOKEN publishes. "
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         since=args.since,
         device=args.device,
         publish=not args.no_publish,
+        job_image=args.job_image,
     )
     with locked(folder):
         return Watch(options).run()

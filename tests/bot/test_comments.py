@@ -105,6 +105,26 @@ def test_a_build_that_a_writer_asks_for_is_planned_from_the_default_branch(recip
     assert said(github, payload) == (["eyes"], [])
 
 
+def test_a_writer_may_have_a_fork_s_pull_request_previewed_again(recipes: Recipes, github: Server) -> None:
+    from github import Auth, Github
+
+    def client(login: str) -> Any:
+        return Github(auth=Auth.Token(github.token(login)), base_url=github.url, retry=0, lazy=True).get_repo(NAME)
+
+    client("stranger").create_fork()
+    recipes.git("checkout", "--quiet", "-b", "feature")
+    recipes.commit(**{"recipes/new.yaml": "base_model: a/b\nexperts: 3\n"})
+    recipes.git("push", "--quiet", str(github.repository("stranger/recipes").git.path), "HEAD:refs/heads/feature")
+    recipes.git("checkout", "--quiet", "main")
+    pull = client("stranger").create_pull(base="main", head="stranger:feature", title="New", body="")
+    asked = client("me").get_issue(pull.number).create_comment("/moerge preview")
+    step = run(recipes, github, github.comment_event(NAME, asked.id), token="hf_" + "NotForAFork")
+    assert step.code == 1, step.log  # the recipe has an error
+    comments = github.repository(NAME).issues[pull.number].comments
+    assert [each for each, _ in comments[0].reactions] == ["eyes"]
+    assert len(comments) == 2 and "recipes/new.yaml" in comments[1].body and "which has errors" in comments[1].body
+
+
 @pytest.mark.parametrize("body", ["/moerge build recipes/b.yaml", "/moerge preview"])
 def test_a_stranger_s_command_is_ignored_without_a_word(body: str, recipes: Recipes, github: Server) -> None:
     payload = comment(github, "stranger", body)
