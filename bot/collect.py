@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bot.summary import Outcome
 
 OUTCOMES = "outcomes.json"
+# What `sha256sum` writes, for the step that attests where the files come from.
+CHECKSUMS = "checksums.txt"
 MAX_BYTES = 4 << 20
 NO_RESULT = "no result: the job was cancelled, or its runner was lost"
 
@@ -42,7 +44,8 @@ class Result:
 
 
 def save_outcomes(outcomes: Sequence[Outcome], out: Path) -> None:
-    """Leave what became of the recipes of this job, in `out`/outcomes.json. Raises DestinationError."""
+    """Leave what became of the recipes of this job, in `out`/outcomes.json, and the SHA-256 of what was published, in
+    `out`/checksums.txt. Raises DestinationError."""
     value = [
         {
             "recipe": outcome.change.path,
@@ -59,6 +62,9 @@ def save_outcomes(outcomes: Sequence[Outcome], out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / OUTCOMES).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        files = [file for outcome in outcomes if outcome.release for file in outcome.release.files]
+        lines = [f"{file.sha256}  {file.repo}/{file.name}\n" for file in files]
+        (out / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         raise DestinationError(f"{out / OUTCOMES}: {error.strerror}; input `out` must name a folder") from None
 

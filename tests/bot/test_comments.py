@@ -122,7 +122,7 @@ def test_a_writer_may_have_a_fork_s_pull_request_previewed_again(recipes: Recipe
     assert step.code == 1, step.log  # the recipe has an error
     comments = github.repository(NAME).issues[pull.number].comments
     assert [each for each, _ in comments[0].reactions] == ["eyes"]
-    assert len(comments) == 2 and "recipes/new.yaml" in comments[1].body and "which has errors" in comments[1].body
+    assert len(comments) == 2 and "preview of 1 recipe, which has errors" in comments[1].body
 
 
 @pytest.mark.parametrize("body", ["/moerge build recipes/b.yaml", "/moerge preview"])

@@ -107,6 +107,8 @@ def test_a_version_becomes_a_release_on_github_and_a_second_run_changes_nothing(
     [file] = [each for each in json.loads((recipes.folder / "moerge-out/outcomes.json").read_text())[0]["release"]["files"]
               if each["name"] == "Tiny-Q8_0.gguf"]  # fmt: skip
     assert file["sha256"] in release.fields["body"] and "me/Tiny-GGUF/Tiny-Q8_0.gguf" in release.fields["body"]
+    sums = (recipes.folder / "moerge-out/checksums.txt").read_text()
+    assert f"{file['sha256']}  me/Tiny-GGUF/Tiny-Q8_0.gguf\n" in sums
     api = HfApi(endpoint=hub.endpoint)
     [info] = api.get_paths_info("me/Tiny-GGUF", ["Tiny-Q8_0.gguf"])
     assert info.lfs is not None and info.lfs.sha256 == file["sha256"] and info.size == file["bytes"]  # type: ignore[union-attr]
