@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bot.disk import TWIN, Bounded, Item, plan_bounded
 from bot.gates import expands
 from bot.ggufs import GgufMade, model_info
-from bot.publish.contents import upload_stage
+from bot.publish.contents import item_stage, upload_stage
 from bot.publish.destination import Destination, addition_of, preupload
 from bot.publish.lock import gguf_repository
 from bot.quants import OpenModel, make_imatrix, planned_model
@@ -141,7 +141,7 @@ class _Sweep:
 
     def done(self, item: Item) -> dict[str, Any] | None:
         """What the state has of an item that was made from the same inputs."""
-        return self.work.state.result(f"item/{item.name}", self._key(item))
+        return self.work.state.result(item_stage(item.name), self._key(item))
 
     def files(self, gates: Path) -> tuple[FileMade, ...]:
         """The checkpoint's files: the shards, and the small ones."""
@@ -230,7 +230,7 @@ class _Sweep:
         result = {"bytes": size, "sha256": sha256, "sent": sent, "seconds": time.monotonic() - started}
         if sent:
             self.work.state.finish(upload_stage(repo, item.name), sha256, [], {"bytes": size, "mode": "lfs"})
-        self.work.state.finish(f"item/{item.name}", self._key(item), [] if sent else [path], result)
+        self.work.state.finish(item_stage(item.name), self._key(item), [] if sent else [path], result)
         if sent:
             path.unlink()
 
@@ -269,7 +269,7 @@ class _Sweep:
             self._placed(name), path, self.metadata[name], self.model.contents, self.importance, first
         )
         result = {"proof": proof.kind, "sample": proof.generation.text, "tokens": list(proof.generation.tokens)}
-        self.work.state.finish(f"item/{item.name}", self._key(item), [], result)
+        self.work.state.finish(item_stage(item.name), self._key(item), [], result)
 
     def _placed(self, name: str) -> SplitFile:
         """A split file with its paths in the build's folder."""

@@ -53,6 +53,15 @@ class State:
         folder = self._path.parent
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
         self._stages[stage] = {"key": key, "files": sizes, "result": result}
+        self._write()
+
+    def drop(self, *stages: str) -> None:
+        """Take stages out of the record at once: what they left is not there any more."""
+        for stage in stages:
+            self._stages.pop(stage, None)
+        self._write()
+
+    def _write(self) -> None:
         value = {"format": FORMAT, "stages": self._stages}
         with writing(self._path):
             write_atomically(self._path, (json.dumps(value, indent=2) + "\n").encode())

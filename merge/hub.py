@@ -48,6 +48,8 @@ FIRST_RANGE = 64 * 1024
 # A zip file's directory is at its end: about 100 bytes for each tensor.
 LAST_RANGE = 64 * 1024
 REQUESTS_AT_ONCE = 8
+# How often a header is asked for again after a failure that passes: a preview is not to wait for long.
+RETRIES = 2
 
 
 class Hub:
@@ -242,12 +244,16 @@ class Hub:
         """A file of the repository in one request, without the HEAD that the client's own download asks first."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
-        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+        from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 
         url = hf_hub_url(path, file, repo_type=kind, revision=commit, endpoint=self.api.endpoint)
         with _readable(f"{path}/{file}", self.api.endpoint, kind):
-            response = get_session().get(
-                url, headers=build_hf_headers(token=self.api.token) | headers, follow_redirects=True
+            response = http_backoff(
+                "GET",
+                url,
+                headers=build_hf_headers(token=self.api.token) | headers,
+                follow_redirects=True,
+                max_retries=RETRIES,
             )
             hf_raise_for_status(response)
         return response.status_code, response.content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Release:
     """A release, ready to be compared with the Hub. `files` are by repository, the model's last; `built` has the SHA-256
     that files had when they were built."""
 
+    folder: Path
     report: Report
     repo: str
     identity: str
@@ -92,12 +93,22 @@ def read_release(folder: Path) -> Release:
         for repo, contents in files.items()
     }
     files[report.repo] = files[report.repo] | {PUBLISHED_REPORT: folder / REPORT}
-    return Release(report, report.repo, identity(report), files, built)
+    return Release(folder, report, report.repo, identity(report), files, built)
 
 
 def upload_stage(repo: str, name: str) -> str:
     """The name under which a build's state keeps that a file was uploaded."""
     return f"uploaded/{repo}/{name}"
+
+
+def item_stage(name: str) -> str:
+    """The name under which a build's state keeps that a file was made."""
+    return f"item/{name}"
+
+
+def forget_uploads(folder: Path, repo: str, names: Sequence[str]) -> None:
+    """Let the next build make and upload these files again."""
+    State(folder).drop(*(stage for name in names for stage in (upload_stage(repo, name), item_stage(name))))
 
 
 def _content(state: State, repo: str, path: Path, file: FileMade) -> Content:

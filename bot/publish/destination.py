@@ -90,3 +90,23 @@ def preupload(repository: Destination, additions: Sequence[CommitOperationAdd]) 
         raise DestinationError(
             f"{repository.repo}: its .gitignore keeps {ignored[0]} out; take that line away on the Hub"
         )
+
+
+def not_there(repository: Destination, additions: Sequence[CommitOperationAdd]) -> list[str]:
+    """Those of some uploaded files that the Hub does not have any more: without a commit nothing holds them for ever."""
+    from huggingface_hub.lfs import post_lfs_batch_info
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    def ask() -> list[str]:
+        answers, errors, _ = post_lfs_batch_info(
+            upload_infos=[addition.upload_info for addition in additions],
+            token=None,
+            repo_type="model",
+            repo_id=repository.repo,
+            endpoint=repository.endpoint,
+            headers=build_hf_headers(token=repository.api.token),
+        )
+        missing = {answer["oid"] for answer in answers if answer.get("actions")} | {error["oid"] for error in errors}
+        return [each.path_in_repo for each in additions if each.upload_info.sha256.hex() in missing]
+
+    return patiently(repository.repo, repository.endpoint, ask) if additions else []

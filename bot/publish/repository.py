@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.publish.contents import NO_REASON, README, Content, Release, Uploaded, sha256_of, size_of
-from bot.publish.destination import NAMED, Destination, addition_of, preupload
+from bot.publish.contents import NO_REASON, README, Content, Release, Uploaded, forget_uploads, sha256_of, size_of
+from bot.publish.destination import NAMED, Destination, addition_of, not_there, preupload
 from bot.publish.lock import LOCK, Lock, read_lock
 from bot.publish.patience import patiently, status_of
 from bot.publish.readme import with_kept
@@ -183,7 +183,16 @@ class Repository(Destination):
         names = (*self.change.added, *self.change.changed)
         if self.change.bytes >= NAMED:
             say(f"{self.repo}: uploading {len(names)} files ({self.change.bytes / 1e6:,.0f} MB)")
-        preupload(self, [self._addition(name, self.planned.contents[name]) for name in names])
+        additions = [self._addition(name, self.planned.contents[name]) for name in names]
+        preupload(self, additions)
+        gone = not_there(
+            self, [each for each in additions if isinstance(self.planned.contents[each.path_in_repo], Uploaded)]
+        )
+        if gone:
+            forget_uploads(self.release.folder, self.repo, gone)
+            raise DestinationError(
+                f"{self.repo}: {gone[0]} was uploaded, and the Hub does not have it any more; build again to upload it anew"
+            )
 
     def commit(self) -> str | None:
         """Commit everything at once; returns the repository's commit with the release, None for a pull request.

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from bot.cli import main
 from bot.disk import parse_size, plan_bounded
 from bot.hub.changes import Delete
+from bot.hub.faults import Fault
 from bot.hub.names import repo_id
 from bot.hub.server import Server, running
 from bot.pipeline import build_and_publish
@@ -197,6 +198,40 @@ def test_a_branch_that_moves_during_a_bounded_build_changes_nothing(
     hub.faults = move
     build_and_publish(load_recipe(recipe), Sources(tmp_path, **options), tmp_path / "two", max_disk=ROOM, **options)
     assert moved and before.items() <= tree(hub, REPO).items()
+
+
+def test_an_upload_that_the_hub_lost_is_made_again(hub: Server, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, release={"repo": REPO, "quants": [], "license": "mit"}), tmp_path / "out"
+    arguments = ["build", str(recipe), "--out", str(out), "--publish", "--max-disk", ROOM]
+    hub.faults = lambda number, request: Fault(status=403) if "/commit/" in request.url.path else None
+    assert main(arguments) == 4
+    objects = hub.root.rglob(f"*{Path(REPO).name}*/lfs/objects/*/*/*")
+    max(objects, key=lambda path: path.stat().st_size).unlink()  # a shard
+    hub.faults = None
+    assert main(arguments) == 4  # said, and forgotten
+    assert main(arguments) == 0
+    assert main(["verify", REPO]) == 0
+
+
+def test_ranges_that_break_off_are_gone_on_with(hub: Server, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, release={"repo": REPO, "quants": [], "license": "mit"})
+    broken: list[str] = []
+
+    def breaks(number: int, request: Any) -> Fault | None:
+        """Every third range of weights breaks off, and every seventh is refused."""
+        if request.method != "GET" or not request.url.path.endswith(".safetensors"):
+            return None
+        broken.append(request.headers.get("range", ""))
+        if len(broken) % 7 == 0:
+            return Fault(status=503, retry_after=0)
+        return Fault(drop=1000) if len(broken) % 3 == 0 else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merge.download.PAUSE", 0.01)
+        hub.faults = breaks
+        assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--publish", "--max-disk", ROOM]) == 0
+    hub.faults = None
+    assert main(["verify", REPO]) == 0
 
 
 def _build(recipe: str, out: str, endpoint: str, token: str, cache: str) -> None:
