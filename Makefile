@@ -27,16 +27,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,hub,demo,dev]'
 	@touch $@
 
+# lm-eval, with some 600 MB of what it needs: for the tests, not for the demo.
+$(VENV)/.evaluates: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[eval]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/python -m demo
 
+<<<<<<< HEAD
 demo-github: $(VENV)/.installed
 	$(BIN)/python -m demo.story $(if $(REQUESTS),--requests)
 
 test: $(VENV)/.installed
+=======
+test: $(VENV)/.evaluates
+>>>>>>> 39ae52b (Cards say how good a model is: scores, perplexities, samples, figures, sections of one's own; a preview and a gallery)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.evaluates
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,19 @@ from bot.publish.contents import item_stage, upload_stage
 from bot.publish.destination import Destination, addition_of, preupload
 from bot.publish.lock import gguf_repository
 from bot.quants import OpenModel, make_imatrix, planned_model
+from bot.report import said
 from bot.state import stage_key
 from bot.work import Work
 from evals.results import FileMade, QuantFailed, QuantMade, Report
 from merge import __version__
+from merge import findings as f
 from merge.checkpoint import INDEX
 from merge.errors import ProofError, SourceError, UsageError
 from merge.expr import elements
 from merge.files import file_sha256, write_atomically, writing
 from merge.progress import say
 from merge.ranged import bytes_of
-from merge.recipe import DISCRIMINANT
+from merge.recipe import DISCRIMINANT, LoadedRecipe
 from merge.writer import write_shard
 from quants.families import first_moe_layer
 from quants.layout import wants_imatrix
@@ -46,7 +49,9 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
 
     `repositories` are the model's and the GGUF files', by name. Raises what a build raises.
     """
-    from bot.pipeline import finish, gates_of
+    from bot.pipeline import finish, gates_of, read_beside_recipe, report_of
+
+    beside = read_beside_recipe(work.loaded)
 
     plan = work.plan
     bounded = plan_bounded(plan, max_disk)
@@ -59,8 +64,9 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
         say(
             "under max_disk no GGUF file is loaded as a whole: a full proof and its divergence need a larger runner or a Job"
         )
-    if work.loaded.recipe.evals.tasks:
-        say("under max_disk the benchmarks of evals.tasks are not run: they need a larger runner or a Job")
+    missing = not_measured(work.loaded)
+    for finding in missing:
+        say(finding.located(str(work.loaded.path)))
     store = next((checkpoint.ranges for checkpoint in work.local.values() if checkpoint.ranges is not None), None)
     if store is not None:
         store.capacity = bounded.schedule.peak
@@ -75,7 +81,16 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
     files = sweep.files(gates)
     work.state.finish("merge", work.merge_key, [], {"seconds": time.monotonic() - started})
     gguf = GgufMade(sweep.quants(), tuple(sweep.failed), imatrix, unreached, None)
-    return finish(work, gates, files, gguf)
+    report = report_of(work, gates, files, gguf)
+    found = (*report.findings, *map(said, missing))
+    return finish(work, replace(report, scores=beside.inputs.scores, findings=found), beside)
+
+
+def not_measured(loaded: LoadedRecipe) -> list[f.Finding]:
+    """What the recipe wants to know of the model, for which all of it would have to be on the disk."""
+    evals = loaded.recipe.evals
+    keys = [f"evals.{key}" for key in ("texts", "tasks", "samples") if getattr(evals, key)]
+    return [f.NotMeasuredBounded(loaded.line("evals"), keys=", ".join(keys))] if keys else []
 
 
 def _check_expansion(work: Work, bounded: Bounded) -> None:

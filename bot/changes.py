@@ -233,6 +233,5 @@ def _local_paths(file: RecipeFile) -> list[str]:
     parent = PurePosixPath(file.path).parent
     recipe = file.loaded.recipe
     named = [part.path for reference in recipe.references for part in reference.parts if part.is_local]
-    files = [expert.prompts_file for expert in recipe.experts] + [recipe.router.prompts_file]
-    named += [name for name in files if name]
+    named += recipe.files
     return [os.path.normpath(parent / name) for name in named if not name.startswith(("/", "~"))]

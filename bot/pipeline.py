@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.checkpoints import check_weights, checkpoint
+from bot.evals import Inputs, evaluated, read_inputs
 from bot.gates import gate_findings, gates_key_of, make_gates, routers_of, routing_of, written_in
 from bot.ggufs import GgufMade, gguf_files
+from bot.image import CardImage, read_image, with_image
 from bot.preview import plan_recipe
 from bot.report import planned_report, said
 from bot.state import State, locked, stage_key
 from bot.work import GGUF, MODEL, Work
 from bot.worth import is_measured, measured, worth_findings
-from cards.figures import ROUTING_FIGURE, routing_figure
 from cards.render import write_cards
 from evals.results import REPORT, ExpertWorth, FileMade, Report
 from merge import __version__
@@ -87,19 +88,34 @@ def build_and_publish(
 
 
 def _build(work: Work) -> Report:
+    beside = read_beside_recipe(work.loaded)
     gates = gates_of(work)
     files = checkpoint(work, gates)
     check_weights(work)
-    return finish(work, gates, files, gguf_files(work))
+    gguf = gguf_files(work)
+    return finish(work, evaluated(work, beside.inputs, report_of(work, gates, files, gguf)), beside)
 
 
-def finish(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
-    """The report and the cards of a build whose stages left these."""
-    report = _with_figure(work, _report(work, gates, files, gguf))
+def finish(work: Work, report: Report, beside: Beside) -> Report:
+    """The report and the cards of a build whose stages are done."""
+    report = with_image(report, beside.image, work.model)
     with writing(work.out):
         write_atomically(work.out / REPORT, report.to_json())
         write_cards(work.out, report)
     return report
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a build reads beside its recipe, all of it checked before anything is built."""
+
+    inputs: Inputs
+    image: CardImage | None
+
+
+def read_beside_recipe(loaded: LoadedRecipe) -> Beside:
+    """Raises RecipeError where a file that the recipe names cannot be used, UsageError where a program is missing."""
+    return Beside(read_inputs(loaded), read_image(loaded))
 
 
 def gates_of(work: Work) -> Path:
@@ -130,7 +146,8 @@ def _worth(work: Work, gates: Path) -> tuple[ExpertWorth, ...]:
     return tuple(ExpertWorth(**one) for one in done["experts"])
 
 
-def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
+def report_of(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade) -> Report:
+    """The report of a build whose stages left these; without what the recipe's `evals` ask for."""
     worth = _worth(work, gates)
     found = (
         *work.plan.findings,
@@ -155,16 +172,6 @@ def _report(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMade
             for stage, key in (("gates", work.gates_key), ("merge", work.merge_key))
         },
     )
-
-
-def _with_figure(work: Work, report: Report) -> Report:
-    """The routing figure beside the model's card, where there is something to draw."""
-    if not report.routers:
-        return report
-    with writing(work.model):
-        work.model.mkdir(exist_ok=True)
-        write_atomically(work.model / ROUTING_FIGURE, routing_figure(report))
-    return replace(report, routing_figure=ROUTING_FIGURE)
 
 
 def _unreached(work: Work, gguf: GgufMade) -> list[f.Finding]:

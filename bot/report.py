@@ -36,6 +36,7 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
         moerge_version=__version__,
         recipe_text=loaded.text,
         recipe_identity=recipe.identity(),
+        recipe_files=recipe.files,
         gate_mode=plan.gate_mode,
         gates_key=gates_key,
         dtype=plan.config["torch_dtype"],

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from cards.hub import file_url, hub_id
+from cards.hub_results import model_index
 from cards.markdown import Markdown, is_web, one_line
 from evals.results import Report
 
@@ -38,12 +39,15 @@ def model_metadata(report: Report) -> ModelCardData:
     """Metadata of the model's card: a merge of its sources on the Hub."""
     from huggingface_hub import ModelCardData
 
+    scores = model_index(report)
     sources = list(dict.fromkeys(filter(None, (hub_id(source.name) for source in report.sources))))
     return ModelCardData(
         base_model=sources or None,
         base_model_relation="merge" if sources else None,
         library_name="transformers",
         pipeline_tag="text-generation",
+        model_name=report.name if scores else None,
+        eval_results=scores or None,
         tags=[*TAGS, *_tags(report)],
         language=_languages(report),
         **_license(report),

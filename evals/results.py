@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from evals.scores import ModelSample, Perplexities, PreviousRelease, Score
+
 REPORT = "report.json"
 
 
@@ -232,11 +234,15 @@ class Report:
     shape: dict[str, int] = field(default_factory=dict)
     shared_experts: int = 0
     card: CardText = CardText()
+    # Files beside the recipe that it names.
+    recipe_files: tuple[str, ...] = ()
     # The model's own router first, then those it is compared with; empty where the gate mode is measured on nothing.
     routers: tuple[RouterMeasured, ...] = ()
     worth: tuple[ExpertWorth, ...] = ()
-    # The figure of `routers`, in the folder of the model's card.
-    routing_figure: str | None = None
+    scores: tuple[Score, ...] = ()
+    perplexities: Perplexities | None = None
+    samples: tuple[ModelSample, ...] = ()
+    previous: PreviousRelease | None = None
 
     @property
     def gguf_files(self) -> tuple[FileMade, ...]:

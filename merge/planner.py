@@ -73,7 +73,7 @@ class _Planner:
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base.tensors or {}})
-        experts_whole, license = self.experts_whole(), self.license()
+        experts_whole, license = self.experts_whole() | self.experts_are_measured(), self.license()
         self.stop_on_errors()
         return MergePlan(
             name=self.loaded.name,
@@ -465,6 +465,13 @@ class _Planner:
         if writes:
             self.add(f.ExpertsWriteTheirOwn(self.loaded.line("router", "expand")))
         return writes or (self.recipe.needs_prompts and self.recipe.evals.worth is True)
+
+    def experts_are_measured(self) -> bool:
+        """Whether each expert is run on texts on its own."""
+        asked = bool(self.recipe.evals.texts)
+        if asked:
+            self.add(f.ExpertsMeasuredWhole(self.loaded.line("evals", "texts")))
+        return asked
 
     def license(self) -> str | None:
         """The recipe's licence, or the one that fits all sources."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
 from merge import findings as f
 from merge import yaml_file
 from merge.errors import RecipeError
+from merge.recipe_evals import Evals
+from merge.recipe_types import LIST, Line, Markdown, Number, Prompt, Section, as_text
 from merge.reference import ModelReference, parse_reference
 from merge.yaml_file import Document
 
@@ -38,42 +39,19 @@ MAX_FINDINGS = 200
 MERGEKIT_KEYS = frozenset(
     {"merge_method", "models", "slices", "parameters", "tokenizer", "tokenizer_source", "chat_template", "name"}
 )
+# The sections of a model card (cards/sections.py has their headings).
+CARD_SECTIONS = (
+    "quickstart", "experts", "architecture", "evaluation", "comparison", "samples", "gguf", "router", "explainer",
+    "limitations", "licence", "recipe", "provenance", "sponsor",
+)  # fmt: skip
 # The weights of language models have about this standard deviation.
 WEIGHT_STD = 0.02
 
 _REPO = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 Repository = Annotated[str, StringConstraints(pattern=rf"^{_REPO}/{_REPO}$", max_length=96 * 2 + 1)]
-Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
-Prompt = Annotated[str, StringConstraints(max_length=100_000)]
-Markdown = Annotated[str, StringConstraints(max_length=50_000)]
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` as text; people mean the number."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
-        return float(value)
-    return value
-
-
-def _as_text(value: Any) -> Any:
-    """A version `1.0` is a number to YAML; only its text is meant."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _from_list(value: Any) -> Any:
-    """YAML has lists where the frozen models have tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-_LIST = BeforeValidator(_from_list)
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PromptSlice(_Section):
+class PromptSlice(Section):
     """The first texts of a file of a dataset on the Hub."""
 
     dataset: Line = Field(description="owner/name, or owner/name@revision")
@@ -82,14 +60,14 @@ class PromptSlice(_Section):
     limit: int = Field(64, ge=1, le=10_000, description="how many texts are taken, from the file's beginning")
 
 
-class Expert(_Section):
+class Expert(Section):
     """One expert: a dense model whose MLPs become an expert of every layer, or one expert of a mixture of the same family."""
 
     source_model: str = Field(
         description="owner/name, owner/name@revision, or a local folder; model+adapter with a LoRA adapter"
     )
-    positive_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should go to this expert")
-    negative_prompts: Annotated[tuple[Prompt, ...], _LIST] = Field((), description="text that should not")
+    positive_prompts: Annotated[tuple[Prompt, ...], LIST] = Field((), description="text that should go to this expert")
+    negative_prompts: Annotated[tuple[Prompt, ...], LIST] = Field((), description="text that should not")
     noise_scale: Number | None = Field(
         None, ge=0, le=10, description="standard deviation of noise added to each weight"
     )
@@ -107,16 +85,16 @@ class Expert(_Section):
         return bool(self.positive_prompts) or self.prompts_file is not None or self.prompts is not None
 
 
-class Release(_Section):
+class Release(Section):
     """Where and how the result is published."""
 
     repo: Repository | None = Field(None, description="owner/name on the Hub; the GGUF goes to owner/name-GGUF")
     license: Line | None = Field(None, description="the Hub's licence id, e.g. apache-2.0")
     license_name: Line | None = None
     license_link: Line | None = None
-    language: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=200)
-    tags: Annotated[tuple[Line, ...], _LIST] = Field((), max_length=100)
-    quants: Annotated[tuple[Literal[QUANTS], ...], _LIST, Field(max_length=len(QUANTS))] = Field(  # type: ignore[valid-type]
+    language: Annotated[tuple[Line, ...], LIST] = Field((), max_length=200)
+    tags: Annotated[tuple[Line, ...], LIST] = Field((), max_length=100)
+    quants: Annotated[tuple[Literal[QUANTS], ...], LIST, Field(max_length=len(QUANTS))] = Field(  # type: ignore[valid-type]
         DEFAULT_QUANTS, description="GGUF types to make"
     )
     private: bool = False
@@ -129,10 +107,10 @@ class Release(_Section):
         None, description="an earlier model, whose card will name this one as its new version"
     )
     create_pr: bool = Field(False, description="open a pull request on the Hub instead of committing")
-    version: Annotated[Line, BeforeValidator(_as_text)] | None = None
+    version: Annotated[Line, BeforeValidator(as_text)] | None = None
 
 
-class Build(_Section):
+class Build(Section):
     """On what machine, and with which seed."""
 
     runner: Line | None = None
@@ -141,7 +119,7 @@ class Build(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class Router(_Section):
+class Router(Section):
     """How the router is calibrated."""
 
     expand: bool | Literal["base", "experts"] | None = Field(
@@ -158,7 +136,7 @@ class Router(_Section):
     )
 
 
-class Card(_Section):
+class Card(Section):
     """Text for the model card. Markdown, never template source."""
 
     title: Line | None = None
@@ -169,36 +147,23 @@ class Card(_Section):
         max_length=50,
         description="by section: false leaves it out, true puts it in, a text fills it; a new name is a new section",
     )
-    order: Annotated[tuple[Line, ...], _LIST] | None = Field(
+    order: Annotated[tuple[Line, ...], LIST] | None = Field(
         None, max_length=50, description="the sections that come first, in this order"
     )
     sponsor: Markdown | None = Field(None, description="a word about who made the model possible")
 
 
-class Evals(_Section):
-    """What is measured, and results measured elsewhere."""
-
-    texts: Annotated[tuple[Line, ...], _LIST] | dict[str, Line] | None = Field(None)
-    tasks: Annotated[tuple[Line, ...], _LIST] | None = Field(None)
-    results: Line | None = None
-    samples: Annotated[tuple[Prompt, ...], _LIST] | None = Field(None)
-    worth: bool | None = Field(
-        None,
-        description="compare each expert's loss as it is, and under the base's attention, with the base's, on its prompts",
-    )
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A mixture-of-experts model to be built: mergekit-moe's keys, and the sections release, build, router, card, evals."""
 
     base_model: str = Field(
         description="the model that gives everything but the experts, or the mixture that they are added to: owner/name or a folder"
     )
-    experts: Annotated[tuple[Expert, ...], _LIST] = Field(min_length=1, max_length=1024)
+    experts: Annotated[tuple[Expert, ...], LIST] = Field(min_length=1, max_length=1024)
     gate_mode: Literal[GATE_MODES] = Field("hidden", description="how the router is made from the prompts")  # type: ignore[valid-type]
     dtype: Literal[DTYPES] | None = Field(None, description="the result's dtype; the base's own where absent")  # type: ignore[valid-type]
     experts_per_token: int = Field(2, ge=1, le=1024, description="experts that each token is sent to")
-    shared_experts: Annotated[tuple[Expert, ...], _LIST] | None = Field(
+    shared_experts: Annotated[tuple[Expert, ...], LIST] | None = Field(
         None, description="experts that run for every token, in families that have them"
     )
     architecture: Line | None = Field(None, description="the family of the result; chosen by the base where absent")
@@ -211,6 +176,13 @@ class Recipe(_Section):
     @property
     def needs_prompts(self) -> bool:
         return self.gate_mode not in RANDOM_GATES
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files beside the recipe that it names: prompts, texts, results, an image."""
+        named = [expert.prompts_file for expert in (*self.experts, *(self.shared_experts or ()))]
+        named += [self.router.prompts_file, self.card.image]
+        return tuple(dict.fromkeys([*filter(None, named), *self.evals.files]))
 
     @property
     def references(self) -> tuple[ModelReference, ...]:
@@ -302,16 +274,11 @@ def _check(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
     """What is wrong or doubtful in a recipe that is well formed."""
     yield from _check_references(recipe, document)
     yield from _check_prompts(recipe, document)
+    yield from _check_card(recipe.card, document)
     for section, index, expert in _all_experts(recipe):
         if expert.noise_scale is not None and expert.noise_scale >= WEIGHT_STD:
             line = document.line((section, index, "noise_scale"))
             yield f.LargeNoise(line, value=expert.noise_scale, expert=_where((section, index)))
-    for section, key in (
-        ("card", "sections"), ("card", "image"), ("card", "sponsor"),
-        ("evals", "texts"), ("evals", "tasks"), ("evals", "results"), ("evals", "samples"),
-    ):  # fmt: skip
-        if getattr(getattr(recipe, section), key) is not None:
-            yield f.KeyWithoutEffect(document.line((section, key)), key=f"{section}.{key}")
     for key in ("expand", "regularisation"):
         if getattr(recipe.router, key) is not None and recipe.gate_mode != DISCRIMINANT:
             yield f.OnlyForDiscriminant(document.line(("router", key)), key=f"router.{key}", mode=recipe.gate_mode)
@@ -332,6 +299,23 @@ def _check_references(recipe: Recipe, document: Document) -> Iterator[f.Finding]
             parse_reference(text)
         except ValueError as error:
             yield f.BadModelReference(document.line(place), value=text, problem=str(error))
+
+
+def _check_card(card: Card, document: Document) -> Iterator[f.Finding]:
+    sections = card.sections or {}
+    own = {name for name, text in sections.items() if isinstance(text, str)}
+    named: list[tuple[str, str, yaml_file.Path]] = [
+        ("sections", name, ("card", "sections", name)) for name in sections if name not in own
+    ]
+    named += [
+        ("order", name, ("card", "order", number)) for number, name in enumerate(card.order or ()) if name not in own
+    ]
+    for key, name, place in named:
+        if name not in CARD_SECTIONS:
+            hint = _hint(name, CARD_SECTIONS)
+            yield f.UnknownCardSection(
+                document.line(place), key=f"card.{key}", name=name, hint=hint, known=", ".join(CARD_SECTIONS)
+            )
 
 
 def _check_prompts(recipe: Recipe, document: Document) -> Iterator[f.Finding]:
@@ -432,6 +416,8 @@ def _from_pydantic(problem: dict[str, Any], document: Document) -> f.Finding:
         return f.BadText(line, key=key, problem=f"is longer than {problem['ctx']['max_length']} characters")
     if kind == "string_too_short":
         return f.BadText(line, key=key, problem="is empty")
+    if kind == "string_pattern_mismatch" and leaf in ("url", "details"):
+        return f.BadText(line, key=key, problem="must be a web address (https://…)")
     if kind == "string_pattern_mismatch":
         return f.BadText(line, key=key, problem="must be one line without control characters")
     return f.WrongType(line, key=key, expected=f"something else ({problem['msg']})", found=_kind(value), hint="")

@@ -20,6 +20,7 @@ COMMANDS = (
     "publish",
     "verify",
     "card",
+    "site",
     "merge",
     "gates",
     "quantize",

@@ -12,6 +12,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="what `moerge build` left: the folder with report.json"
     )
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="also serve them on this machine as the Hub would show them; pages follow changes of templates and report",
+    )
+    parser.add_argument("--port", type=int, default=8017, help="the port of --preview (default: %(default)s; 0 is any)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +39,20 @@ def run(args: argparse.Namespace) -> int:
             print(card)
     except OSError as error:
         raise DestinationError(f"{error.filename or args.folder}: cannot be written ({error.strerror})") from None
+    return _preview(args.folder, args.port) if args.preview else 0
+
+
+def _preview(folder: Path, port: int) -> int:
+    from merge.errors import UsageError
+
+    try:
+        from bot.card_preview import serve
+
+        serve(folder, port)
+    except ImportError as error:
+        raise UsageError(f"--preview needs {error.name}; install it with: pip install 'moerge[hub]'") from None
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"port {port}: {error}; choose another with --port") from None
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from bot.publish.lock import LOCK, gguf_repository, identity, lock_file
 from bot.state import State
 from bot.work import GGUF, MODEL
+from cards.render import model_files
 from evals.results import REPORT, FileMade, Report, read_report
 from merge.errors import UsageError
 
@@ -52,16 +53,15 @@ class Release:
 
 def read_release(folder: Path) -> Release:
     """What a build left in `folder`. Raises UsageError where it is not a whole build, or names no repository."""
-    report = _report(folder)
+    report = read_built(folder)
     if report.repo is None:
         raise UsageError(f"{folder}: its recipe names no repository; add release: {{repo: owner/name}}")
     state, gguf = State(folder), gguf_repository(report.repo)
     model: dict[str, Content] = {
         file.name: _content(state, report.repo, folder / MODEL / file.name, file) for file in report.files
     }
-    model |= {README: folder / MODEL / README, RECIPE: report.recipe_text.encode()}
-    if report.routing_figure is not None:
-        model[report.routing_figure] = folder / MODEL / report.routing_figure
+    model |= {name: folder / MODEL / name for name in model_files(report)}
+    model[RECIPE] = report.recipe_text.encode()
     gates = folder / f"gates-{report.gates_key[:16]}.safetensors"
     if gates.is_file():
         model[GATES] = gates
@@ -135,7 +135,8 @@ def size_of(content: Content) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _report(folder: Path) -> Report:
+def read_built(folder: Path) -> Report:
+    """The report of a build. Raises UsageError where there is none."""
     try:
         return read_report(folder / REPORT)
     except FileNotFoundError:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.publish import settings
-from bot.publish.contents import PUBLISHED_REPORT, Release, read_release
+from bot.publish.contents import PUBLISHED_REPORT, Release, read_built, read_release
 from bot.publish.destination import Destination
 from bot.publish.lock import gguf_repository, identity, tag_name
 from bot.publish.patience import limit_waiting, patiently
 from bot.publish.repository import Found, Repository, RepositoryChange, found_at, small_file
-from bot.publish.tokens import tokens_for
+from bot.publish.tokens import Tokens, tokens_for
 from evals.results import Report, parse_report
 from merge.errors import DestinationError
 
@@ -44,8 +44,10 @@ def publish(
     published, DestinationError where the Hub refuses or cannot be reached: the previous release is then still whole.
     """
     limit_waiting()
+    tokens = tokens_for(endpoint, token)
+    _compare(folder, tokens, endpoint)
     release = read_release(folder)
-    tokens, create_pr = tokens_for(endpoint, token), release.report.release.create_pr
+    create_pr = release.report.release.create_pr
     # Everything is read and compared before the first byte is sent.
     targets = [Repository(release, repo, tokens, endpoint, create_pr=create_pr) for repo in release.files]
     commit = None if dry_run else _write(release, targets, token)
@@ -116,6 +118,19 @@ def destinations(
 def _repositories(planned: Report, quants: Sequence[str]) -> list[str]:
     repo = planned.repo or ""
     return [gguf_repository(repo), repo] if quants else [repo]
+
+
+def _compare(folder: Path, tokens: Tokens, endpoint: str | None) -> None:
+    """The card says what became better and worse since the release that is on the Hub now."""
+    from huggingface_hub import HfApi
+
+    from bot.previous import compare, published_report
+
+    report = read_built(folder)
+    if report.repo is None:
+        return
+    repo, api = report.repo, HfApi(endpoint=endpoint, token=tokens.of(report.repo))
+    compare(folder, report, patiently(repo, api.endpoint, lambda: published_report(api, repo)))
 
 
 def _write(release: Release, targets: list[Repository], account: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from merge.findings.base import ERROR, NOTICE, RECIPE, SOURCE, WARNING, Finding, all_findings, documentation, printable
 from merge.findings.building import *  # noqa: F403
+from merge.findings.evals import *  # noqa: F403
 from merge.findings.keys import *  # noqa: F403
 from merge.findings.licenses import *  # noqa: F403
 from merge.findings.result import *  # noqa: F403

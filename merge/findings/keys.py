@@ -81,15 +81,6 @@ class BadText(Finding):
     message = "{key} {problem}"
 
 
-class KeyWithoutEffect(Finding):
-    """The key is part of the recipe format, but this version of moerge does nothing with it. The model is built as if it
-    were not there."""
-
-    id = "key-without-effect"
-    level = WARNING
-    message = "{key} has no effect in this version of moerge"
-
-
 class TooManyMistakes(Finding):
     """Only the first mistakes of a file are told. Often they have one cause: another kind of file, or an indentation."""
 

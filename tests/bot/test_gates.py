@@ -234,7 +234,7 @@ def test_the_report_compares_the_router_with_mergekit_s_and_with_chance(models: 
         for layer, load in enumerate(router["load"]):
             matrix = router["groups"][layer]["goes_to"]
             assert load == pytest.approx([sum(column) / 2 for column in zip(*matrix, strict=True)])
-    assert (tmp_path / "out" / "model" / report["routing_figure"]).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/model/routing.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ------------------------------------------------------------------------------------------------------- experts' worth

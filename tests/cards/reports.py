@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from evals.results import (
+    CardText,
     ExpertUsed,
+    ExpertWorth,
     FileMade,
     FindingSaid,
+    LayerGroup,
     LayerRouting,
     QuantMade,
+    QuantsMeasured,
     Report,
+    RouterMeasured,
     SourceUsed,
 )
+from evals.scores import ModelLosses, ModelSample, Perplexities, PreviousRelease, Score, TextLoss
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -159,6 +167,103 @@ def release_report() -> Report:
     )
 
 
+def measured_report() -> Report:
+    """The release with everything that can be measured of it: scores of each origin, perplexities, samples, a router's
+    figures, experts' worth, a release before."""
+    report = release_report()
+    names = ("mixture", *BEYONDER)
+    losses = (
+        (2.10, 1.31, 2.55, 1.02),
+        (2.15, 1.62, 2.60, 1.30),
+        (2.40, 1.28, 2.90, 1.35),
+        (2.2, 1.7, 2.5, 1.4),
+        (2.3, 1.6, 2.8, 1.0),
+    )
+    roles: tuple[Literal["mixture", "base", "expert"], ...] = ("mixture", "base", "expert", "expert", "expert")
+    models = tuple(
+        ModelLosses(name, role, tuple(TextLoss(loss, 1000) for loss in of))
+        for name, role, of in zip(names, roles, losses, strict=True)
+    )
+    perplexities = Perplexities(("chat", "code", "stories", "math"), models, "2026-11-20")
+    harness = "lm-evaluation-harness 0.4.13"
+    arc = Score(
+        "AI2 Reasoning Challenge (25-shot)", "acc_norm", 71.5, "measured", "arc_challenge", "allenai/ai2_arc", "ARC-Challenge",
+        "test", 25, "normalized accuracy", 1.31, 1172, harness, "1.0", "2026-11-21",
+    )  # fmt: skip
+    gsm = replace(
+        arc,
+        title="GSM8k (5-shot)",
+        metric="exact_match",
+        value=69.9,
+        task="gsm8k",
+        dataset="openai/gsm8k",
+        config="main",
+        shots=5,
+    )
+    imported = replace(
+        gsm,
+        title="eq_bench",
+        origin="imported",
+        metric="eqbench",
+        value=70.25,
+        task="eq_bench",
+        dataset="pbevan11/EQ-Bench",
+    )
+    told = Score(
+        "MMLU (5-Shot)", "acc", 64.7, "reported", dataset="cais/mmlu", shots=5, date="2024-01-25",
+        source_name="Open LLM Leaderboard", source_url="https://huggingface.co/spaces/open-llm-leaderboard-old/open_llm_leaderboard",
+    )  # fmt: skip
+    even = (0.4, 0.3, 0.28, 0.02)
+    matrix = tuple(tuple(0.7 if i == j else 0.1 for j in range(4)) for i in range(4))
+    routers = tuple(
+        RouterMeasured(name, (right,) * 32, (even,) * 32, (0.5,) * 32, (0.8,) * 32, (LayerGroup(0, 31, matrix),))
+        for name, right in (("discriminant", 0.93), ("hidden", 0.41))
+    )
+    worth = (
+        ExpertWorth(1, 900, 2.56, 2.43, 2.45),
+        ExpertWorth(2, 800, 2.9, 2.5, 2.85),
+        ExpertWorth(3, 700, 1.1, 1.2, 1.2),
+    )
+    before = PreviousRelease(
+        "v3.0", sha("another recipe"), (replace(arc, value=68.0), replace(gsm, value=70.4), told),
+        Perplexities(perplexities.texts, (replace(models[0], losses=models[2].losses),), "2026-10-01"),
+        dict(report.parameters), {"Q4_K_M": 13_000_000_000},
+    )  # fmt: skip
+    return replace(
+        report,
+        shape={
+            "layers": 32,
+            "hidden": 4096,
+            "intermediate": 14336,
+            "heads": 32,
+            "kv_heads": 8,
+            "head_dim": 128,
+            "vocabulary": 32000,
+        },
+        scores=(arc, gsm, imported, told),
+        perplexities=perplexities,
+        samples=(
+            ModelSample("The capital of France is", " Paris.", " a city of\n```\nlights", 0, 0.7, 0.9, 48),
+            ModelSample("def fibonacci(n):", "\n    return n", "", 0, 0.7, 0.9, 48),
+        ),
+        routers=routers,
+        worth=worth,
+        previous=before,
+        quants_measured=QuantsMeasured(6.12, 1020),
+        card=CardText(
+            image="image.png",
+            sections={
+                "explainer": True,
+                "sponsor": False,
+                "Thanks": "To *everyone* who wrote tests.",
+                "router": "My own words.",
+            },
+            order=("evaluation", "Thanks"),
+            sponsor="Nobody.",
+        ),
+    )
+
+
 BEYONDER = (
     "mlabonne/AlphaMonarch-7B",
     "beowolx/CodeNinja-1.0-OpenChat-7B",
@@ -173,7 +278,7 @@ def golden() -> dict[str, str]:
     """The cards of both reports by their golden file's name."""
     from cards.render import render_gguf_card, render_model_card
 
-    reports = {"demo": demo_report(), "release": release_report()}
+    reports = {"demo": demo_report(), "release": release_report(), "measured": measured_report()}
     return {
         f"{name}.{kind}.md": render(report)
         for name, report in reports.items()
@@ -183,5 +288,9 @@ def golden() -> dict[str, str]:
 
 if __name__ == "__main__":
     # python -m tests.cards.reports: after a change of the cards that is meant; look at the diff.
-    for file, text in golden().items():
+    from cards.render import render_model_card
+    from tests.cards.community import COMMUNITY, community_report
+
+    community = {f"{name}.model.md": render_model_card(community_report(name)) for name in COMMUNITY}
+    for file, text in (golden() | community).items():
         (GOLDEN / file).write_text(text, encoding="utf-8")

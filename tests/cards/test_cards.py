@@ -386,7 +386,7 @@ def test_hostile_text_in_all_places_at_once_stays_text() -> None:
 
 def test_a_hostile_description_leaves_the_rest_of_the_card_alone() -> None:
     plain = body(render_model_card(replace(release_report(), description=None)))
-    _, sections = plain.split("\n## Experts\n")
+    _, sections = plain.split("\n## How to use\n")
     for text in HOSTILE:
         card = body(render_model_card(replace(release_report(), description=text)))
         assert card.endswith(sections)
