@@ -16,7 +16,7 @@ from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
 from merge.expr import Concat, Expr, Gate, LowRank, Noise, Read, Scale, Zeros, cast, elements, reads
-from merge.families import FAMILIES, WINDOW_IN_GGUF, WITHOUT_CLASS, families_for, families_named
+from merge.families import FAMILIES, LEAST_EXPERTS, WINDOW_IN_GGUF, WITHOUT_CLASS, families_for, families_named
 from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
 from merge.families.mixture import MoeModel, mixed_config
@@ -58,7 +58,7 @@ class _Planner:
         models = self.models(family)
         base = models[self.base.key]
         self.compare(base.dense, models)
-        mixture = self.mixture(base.mixture)
+        mixture = self.mixture(family, base.mixture)
         dtype = self.dtype()
         self.read_headers(family, models, dtype)
         base = models[self.base.key]
@@ -222,7 +222,7 @@ class _Planner:
             for index, (expert, checkpoint) in enumerate(zip(experts, sources, strict=True)):
                 yield section, index, expert, checkpoint
 
-    def mixture(self, base: MoeModel | None) -> Mixture:
+    def mixture(self, family: Family, base: MoeModel | None) -> Mixture:
         """What the recipe asks for, on top of what a base that is a mixture has; and what there is to say about the numbers."""
         count, per_token = len(self.experts), self.recipe.experts_per_token
         if base is not None:
@@ -230,6 +230,11 @@ class _Planner:
             if "experts_per_token" not in self.recipe.model_fields_set:
                 per_token = base.per_token
         line = self.loaded.line("experts_per_token")
+        if count < (least := LEAST_EXPERTS.get(family.NAME, 1)):
+            problem = f"a {family.TITLE} model needs {least} experts at least"
+            self.add(
+                f.OutOfRange(self.loaded.line("experts"), key="the number of experts", value=count, problem=problem)
+            )
         if count < per_token:
             self.add(f.TooFewExperts(line, per_token=per_token, experts=count))
         elif count == per_token:
@@ -336,6 +341,9 @@ class _Planner:
         line, model = self.loaded.line("base_model"), self.base.name
         if base.shared_size and self.shared_experts:
             self.add(f.SharedExpertKept(self.shared_line(), model=model, family=family.TITLE))
+        if self.base.config.get("n_group", family.KEYS.defaults.get("n_group", 1)) not in (None, 1):
+            problem = "its experts are chosen in groups (n_group), to which none can be added"
+            self.add(f.BadConfig(line, model=model, problem=problem))
         scaled = self.base.config.get("norm_topk_prob", family.KEYS.defaults.get("norm_topk_prob", family.NORMALISES))
         has_gguf = family.why_no_gguf(base.dense, mixture) is None
         if has_gguf and bool(scaled) != family.NORMALISES and mixture.per_token < mixture.experts:

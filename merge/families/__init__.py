@@ -11,6 +11,7 @@ import re
 from merge.families import (
     cohere2_moe,
     deepseek,
+    deepseek_v3,
     ernie4_5_moe,
     flex_olmo,
     granitemoe,
@@ -34,10 +35,13 @@ FAMILIES: tuple[Family, ...] = (
     ernie4_5_moe,
     hunyuan_v1_moe,
     cohere2_moe,
+    deepseek_v3,
 )
 
 # Those whose sliding windows llama.cpp has. It runs the others without, as it does Mistral's dense models.
 WINDOW_IN_GGUF = frozenset({granitemoe_swa.NAME, cohere2_moe.NAME})
+# Where one expert is not enough: the choice among DeepSeek-V3's groups looks at the best two of each.
+LEAST_EXPERTS = {deepseek_v3.NAME: 2}
 # Those that transformers has no class for: nothing of it can run such a model.
 WITHOUT_CLASS = frozenset({deepseek.NAME})
 

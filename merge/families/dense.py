@@ -29,7 +29,8 @@ class ConfigError(ValueError):
 class DenseModel:
     """A dense decoder's shape. `rope_scaling` is None for the plain RoPE, otherwise the parameters with their `rope_type`.
     `sliding_window` is None where no layer has one, and `sliding_layers` says for each layer whether it has. `biased` names
-    the projections with a bias. `carried` are the model type's own numbers (Granite's multipliers), by config key."""
+    the projections with a bias. `carried` are the model type's own numbers (Granite's multipliers), by config key, and `latent` those of an
+    attention through latents."""
 
     model_type: str
     vocab_size: int
@@ -51,6 +52,7 @@ class DenseModel:
     initializer_range: float
     token_ids: Mapping[str, Any]
     carried: Mapping[str, Any] = field(default_factory=dict)
+    latent: Mapping[str, Any] | None = None
 
     @property
     def rope(self) -> str:
@@ -111,6 +113,9 @@ class DenseModel:
             "v_proj": (key, hidden),
             "o_proj": (hidden, query),
         }
+        latent_norms: dict[str, int] = {}
+        if self.latent is not None:
+            attention, latent_norms = self._latent_attention(self.latent)
         yield "model.embed_tokens.weight", (self.vocab_size, hidden)
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."
@@ -120,6 +125,8 @@ class DenseModel:
                 yield f"{prefix}self_attn.{name}.weight", shape
                 if name in self.biased:
                     yield f"{prefix}self_attn.{name}.bias", shape[:1]
+            for name, size in latent_norms.items():
+                yield f"{prefix}self_attn.{name}.weight", (size,)
             for name in kind.head_tensors:
                 yield f"{prefix}self_attn.{name}", (self.heads,)
             for norm, size in zip(kind.head_norms, (query, key), strict=bool(kind.head_norms)):
@@ -132,6 +139,22 @@ class DenseModel:
         yield "model.norm.weight", (hidden,)
         if not self.tied:
             yield "lm_head.weight", (self.vocab_size, hidden)
+
+    def _latent_attention(self, latent: Mapping[str, Any]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+        """The matrices of an attention through latents, and the norms of these."""
+        hidden, query_rank, rank = self.hidden_size, latent["q_lora_rank"], latent["kv_lora_rank"]
+        plain, turned, value = latent["qk_nope_head_dim"], latent["qk_rope_head_dim"], latent["v_head_dim"]
+        query, norms = self.heads * (plain + turned), {"kv_a_layernorm": rank}
+        matrices = {"q_proj": (query, hidden)}
+        if query_rank is not None:
+            matrices = {"q_a_proj": (query_rank, hidden), "q_b_proj": (query, query_rank)}
+            norms["q_a_layernorm"] = query_rank
+        matrices |= {
+            "kv_a_proj_with_mqa": (rank + turned, hidden),
+            "kv_b_proj": (self.heads * (plain + value), rank),
+            "o_proj": (hidden, self.heads * value),
+        }
+        return matrices, norms
 
     def mlp_shape(self, part: str) -> tuple[int, int]:
         """Shape (rows, columns) of one MLP matrix."""
@@ -170,7 +193,8 @@ def dense_model(config: Mapping[str, Any]) -> DenseModel:
         if hidden % heads:
             raise ConfigError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
         head_dim = hidden // heads
-    head_dim = _size({"head_dim": head_dim}, "head_dim")
+    latent = _latent(config, kind.defaults) if kind.latent else None
+    head_dim = latent["qk_rope_head_dim"] if latent else _size({"head_dim": head_dim}, "head_dim")
     if heads % kv_heads:
         raise ConfigError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     layers = _size(config, "num_hidden_layers")
@@ -205,7 +229,20 @@ def dense_model(config: Mapping[str, Any]) -> DenseModel:
         },
         carried={key: _positive(get(key), key) for key in kind.carried}
         | {key: _per_layer(config[key], key, layers) for key in kind.carried_by_layer if config.get(key) is not None},
+        latent=latent,
     )
+
+
+def _latent(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of an attention through latents. Queries may do without one: `q_lora_rank` is null then."""
+    whole = {**defaults, **config}
+    sizes = ("kv_lora_rank", "qk_rope_head_dim", "v_head_dim", "qk_nope_head_dim")
+    rank = None if whole["q_lora_rank"] is None else _size(whole, "q_lora_rank")
+    return {
+        "q_lora_rank": rank,
+        **{key: _size(whole, key) for key in sizes},
+        "rope_interleave": _flag(whole["rope_interleave"], "rope_interleave"),
+    }
 
 
 def _windows(config: Mapping[str, Any], kind: ModelType, layers: int) -> tuple[int | None, tuple[bool, ...]]:

@@ -27,7 +27,8 @@ class ModelType:
 
     `slides(layer, period)` says whether a layer has the sliding window where the config has no `layer_types` (None: no layer
     ever has); the period is the config's `period_key`, or else `period`. `carried`: numbers of the config that the forward
-    pass uses beside the usual ones; `carried_by_layer`: lists of them, one for each layer.
+    pass uses beside the usual ones; `carried_by_layer`: lists of them, one for each layer. `latent`: queries, keys and values
+    are made through latents of fewer numbers (DeepSeek's multi-head latent attention).
     """
 
     defaults: Mapping[str, Any]
@@ -47,6 +48,7 @@ class ModelType:
     carried: tuple[str, ...] = ()
     carried_by_layer: tuple[str, ...] = ()
     eps_key: str = "rms_norm_eps"
+    latent: bool = False
 
 
 _COMMON: dict[str, Any] = {
@@ -136,6 +138,15 @@ MODEL_TYPES: dict[str, ModelType] = {
         | {"head_dim": 128, "tie_word_embeddings": True, "use_bias": False}
         | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
         biases={"use_bias": (*ATTENTION, *MLP_PARTS)},
+    ),
+    "youtu": ModelType(
+        _COMMON
+        | {"max_position_embeddings": 131072, "num_key_value_heads": 16, "tie_word_embeddings": True}
+        | {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128, "qk_nope_head_dim": 128}
+        | {"head_dim": 64, "rope_interleave": True, "initializer_range": 0.01976423537605237}
+        | {"bos_token_id": 128000, "eos_token_id": 128001},
+        biases={"attention_bias": ("q_a_proj", "kv_a_proj_with_mqa", "o_proj")},
+        latent=True,
     ),
     "hunyuan_v1_dense": ModelType(
         _COMMON | {"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "eod_token_id": 3},

@@ -27,6 +27,15 @@ NEEDS: dict[str, dict[str, Any]] = {
     "cwm": {"head_dim": 16, "sliding_window": 8},
     "hunyuan_v1_dense": {"head_dim": 16},
     "seed_oss": {"head_dim": 16},
+    "youtu": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 20,
+        "initializer_range": 0.05,
+    },
     "cohere2": {"logit_scale": 0.5, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "granite": {
         "attention_multiplier": 0.3,
@@ -98,7 +107,8 @@ def test_the_names_on_disk_are_those_that_transformers_writes_for_the_hub(
     model.save_pretrained(tmp_path / "theirs", save_original_format=True)
     theirs = {name: tuple(x.shape) for name, x in load_file(tmp_path / "theirs/model.safetensors").items()}
     assert {tensor.name: tensor.expr.shape for tensor in plan.tensors} == theirs
-    assert plan.parameters.total == sum(parameter.numel() for parameter in model.parameters())
+    stored = [*model.parameters(), *(x for name, x in model.named_buffers() if name in model.state_dict())]
+    assert plan.parameters.total == sum(x.numel() for x in stored)
 
 
 @pytest.mark.parametrize(("family", "model_type"), PAIRS, ids=lambda x: getattr(x, "NAME", x))

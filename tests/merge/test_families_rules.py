@@ -62,7 +62,7 @@ def hidden(base: Path, **keys: Any) -> str:
     ("model_type", "family"),
     [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
      ("granite", "granitemoe"), ("granite_swa", "granitemoe_swa"), ("ernie4_5", "ernie4_5_moe"),
-     ("hunyuan_v1_dense", "hunyuan_v1_moe"), ("cohere2", "cohere2_moe"), ("ministral", "qwen2_moe"), ("cwm", "qwen2_moe"), ("seed_oss", "qwen2_moe")],
+     ("hunyuan_v1_dense", "hunyuan_v1_moe"), ("cohere2", "cohere2_moe"), ("ministral", "qwen2_moe"), ("cwm", "qwen2_moe"), ("youtu", "deepseek_v3"), ("seed_oss", "qwen2_moe")],
 )  # fmt: skip
 def test_the_base_chooses_the_family(model_type: str, family: str, tmp_path: Path) -> None:
     base = small(tmp_path / "base", model_type)
@@ -83,7 +83,7 @@ def test_a_shared_expert_chooses_as_in_mergekit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "families"),
     [("mixtral", ["mixtral"]), ("Mix", ["mixtral"]), ("qwen3", ["qwen3_moe"]), ("Qwen3 MoE", ["qwen3_moe"]),
-     ("qwen", ["qwen2_moe", "qwen3_moe"]), ("deepseek", ["deepseek"]), ("DeepSeek MoE", ["deepseek"]),
+     ("qwen", ["qwen2_moe", "qwen3_moe"]), ("deepseek", ["deepseek", "deepseek_v3"]), ("DeepSeek MoE", ["deepseek"]), ("deepseek-v3", ["deepseek_v3"]),
      ("flexolmo", ["flex_olmo"]), ("granite-moe", ["granitemoe", "granitemoe_swa"]), ("", []), ("--", []), ("gpt2", [])],
 )  # fmt: skip
 def test_the_beginning_of_a_name_is_enough(asked: str, families: list[str]) -> None:
@@ -329,3 +329,18 @@ def test_the_merged_model_can_be_streamed_too(family: Family, tmp_path: Path) ->
     run = streamed.advance(streamed.start([Batch(ids)]))
     mine = torch.cat([piece.values for piece in streamed.logits(run)], dim=1)
     assert torch.allclose(mine, logits(base), atol=1e-4)
+
+
+def test_one_expert_is_not_enough_where_the_best_two_of_a_group_are_looked_at(tmp_path: Path) -> None:
+    base = small(tmp_path / "base", "youtu")
+    assert errors(recipe_text(base, [base], experts_per_token=1), tmp_path) == {"out-of-range"}
+    assert "e_score_correction_bias" in repr(planned(recipe_text(base, [base] * 2), tmp_path).tensors)
+
+
+def test_experts_chosen_in_groups_get_no_others(tmp_path: Path) -> None:
+    base = small(tmp_path / "base", "youtu")
+    merged(recipe_text(base, [base] * 4, dtype="float32"), tmp_path, tmp_path / "mixture")
+    config = json.loads((tmp_path / "mixture/config.json").read_text())
+    (tmp_path / "mixture/config.json").write_text(json.dumps(config | {"n_group": 2}))
+    with pytest.raises(RecipeError, match="chosen in groups"):
+        planned(recipe_text(tmp_path / "mixture", [base]), tmp_path)

@@ -41,9 +41,9 @@ def change(column: str, model_type: str) -> Mapping[str, Any] | None:
     """What the base has in this column, or None where such a base cannot have it."""
     kind, wanted = MODEL_TYPES[model_type], dict(COLUMNS[column])
     if column == "attention biases":
-        keys = [key for key, names in kind.biases.items() if "q_proj" in names]
+        keys = [key for key, names in kind.biases.items() if set(names) & {"q_proj", "q_a_proj"}]
         return dict.fromkeys(keys, True) if keys else ({} if kind.always_biased else None)
-    if column == "wide heads" and model_type == "cohere2":  # its class works the size out from the hidden size
+    if column == "wide heads" and model_type in ("cohere2", "youtu"):  # their classes work the size out from others
         return None
     if "sliding_window" in wanted:
         if kind.slides is None:
