@@ -38,7 +38,7 @@ def raw_markdown(html: str) -> list[str]:
     return RAW.findall(text)
 
 
-def picture(html: Path, height: int = 1600) -> Path | None:
+def picture(html: Path, height: int = 2000) -> Path | None:
     """A PNG of a page beside it, by Chromium; None where there is none."""
     browser = next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
