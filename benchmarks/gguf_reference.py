@@ -20,7 +20,7 @@ from typing import Any
 from gguf import GGUFReader
 
 from benchmarks.llama_cpp import Peer, add_peer_option, peer
-from tests.quants.cases import CASES, PRE_TOKENIZER, TYPES_ONLY, write_imatrix
+from tests.quants.cases import CASES, PRE_TOKENIZER, SPLIT, SPLIT_BYTES, TYPES_ONLY, write_imatrix
 from tests.quants.tiny import write_model
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "quants" / "reference.json"
@@ -55,12 +55,17 @@ def main() -> None:
     args = parser.parse_args()
     tools = peer(args.peer.resolve())
     found: dict[str, dict[str, Any]] = json.loads(REFERENCE.read_text()) if args.cases else {}
-    for name in args.cases or CASES:
+    for name in args.cases or (*CASES, "split"):
         with tempfile.TemporaryDirectory() as scratch:
-            found[name] = record(name, Path(scratch), tools)
+            if name == "split":
+                found[name] = {"parts": record_split(Path(scratch), tools)}
+            else:
+                found[name] = record(name, Path(scratch), tools)
         print(name, flush=True)
         text = json.dumps(
-            {name: found[name] for name in CASES if name in found}, ensure_ascii=False, separators=(",", ":")
+            {name: found[name] for name in (*CASES, "split") if name in found},
+            ensure_ascii=False,
+            separators=(",", ":"),
         )
         REFERENCE.write_text(text.replace('},"', '},\n"') + "\n")
 
@@ -91,6 +96,32 @@ def record(name: str, scratch: Path, tools: Peer) -> dict[str, Any]:
         if kind in types:
             found[kind] = chosen(finished.stdout + finished.stderr) if name in TYPES_ONLY else describe(out)
     return found
+
+
+def record_split(scratch: Path, tools: Peer) -> list[dict[str, Any]]:
+    """What llama-gguf-split makes of a file: name, size, keys and tensors of each part."""
+    from bot.quants import open_model
+    from quants.build import quantize
+    from quants.metadata import ModelInfo
+
+    model = open_model(write_model(scratch / "Tiny", SPLIT))
+    (whole,) = quantize(
+        model.config, model.tensors, model.contents, model.folder, scratch / "whole", "Tiny", ["BF16"],
+        ModelInfo("Tiny"), prove=False,
+    )  # fmt: skip
+    size = f"{SPLIT_BYTES // 1_000_000}M"
+    command = [str(tools.split), "--split", "--split-max-size", size, str(whole.path), str(scratch / "Tiny-BF16")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [describe_part(path) for path in sorted(scratch.glob("Tiny-BF16-*.gguf"))]
+
+
+def describe_part(path: Path) -> dict[str, Any]:
+    """Of a part of a split file its name, its size, the names of its tensors and keys, and what it says of the splitting."""
+    found = describe(path)
+    split = {key: value for key, value in found["keys"].items() if key.startswith("split.")}
+    return {"name": path.name, "bytes": path.stat().st_size, "keys": sorted(found["keys"]), "split": split} | {
+        "tensors": list(found["tensors"])
+    }
 
 
 def chosen(log: str) -> dict[str, Any]:

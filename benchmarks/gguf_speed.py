@@ -48,13 +48,22 @@ def timed(*commands: Sequence[str]) -> tuple[float, float]:
     started, most = time.monotonic(), 0
     for command in commands:
         process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        while process.poll() is None:
+            most = max(most, high_water(process.pid))
+            time.sleep(0.01)
         if process.returncode:
             sys.exit(f"{' '.join(command[:3])} … ended with {process.returncode}")
-        most = max(most, usage.ru_maxrss)
     os.sync()
-    return time.monotonic() - started, most * 1024 / 1e9
+    return time.monotonic() - started, most / 1e9
+
+
+def high_water(pid: int) -> int:
+    """Bytes: the most memory that a process has held so far; 0 where it is over. (What `wait4` tells is at least its parent's.)"""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def synthetic(folder: Path, gigabytes: float) -> Path:

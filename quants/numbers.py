@@ -28,7 +28,11 @@ def add_numbers(writer: Any, given: Mapping[str, Any]) -> None:
         ("layer_norm_eps", writer.add_layer_norm_eps),
     )
     for key, add in numbers:
-        if (value := config.get(key)) is not None:
+        # Cohere2's is the size of an expert, and stands there.
+        if (value := config.get(key)) is not None and (key, config["model_type"]) != (
+            "intermediate_size",
+            "cohere2_moe",
+        ):
             add(value)
     family = FAMILIES[config["model_type"]]
     _add_rope(writer, rope_parameters(config))

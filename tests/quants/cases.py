@@ -65,6 +65,43 @@ _GRANITE = _MOE | {
     "residual_multiplier": 0.5,
     "logits_scaling": 6.0,
 }
+_GRANITE_SWA = _GRANITE | {
+    "model_type": "granitemoe_swa",
+    "architectures": ["GraniteMoeSWAForCausalLM"],
+    "sliding_window": 128,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "layer_rope_theta": [10000.0, 10000.0],
+    "shared_intermediate_size": 0,
+}
+_ERNIE = _MOE | {
+    "model_type": "ernie4_5_moe",
+    "architectures": ["Ernie4_5_MoeForCausalLM"],
+    "vocab_size": 384,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "moe_intermediate_size": 256,
+    "moe_num_shared_experts": 1,
+    "moe_layer_start_index": 0,
+    "moe_layer_interval": 1,
+    "moe_layer_end_index": 1,
+    "use_bias": False,
+}
+del _ERNIE["num_experts_per_tok"]
+_COHERE = _MOE | {
+    "model_type": "cohere2_moe",
+    "architectures": ["Cohere2MoeForCausalLM"],
+    "num_experts": 4,
+    "head_dim": 32,
+    "layer_norm_eps": 1e-5,
+    "rms_norm_eps": None,
+    "logit_scale": 0.0625,
+    "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "mlp_layer_types": ["sparse", "sparse"],
+    "num_shared_experts": 0,
+    "expert_selection_fn": "softmax",
+    "norm_topk_prob": True,
+}
 _SMALL = {"num_hidden_layers": 1, "num_local_experts": 2, "vocab_size": PIECES}
 _LAYERS = {"num_hidden_layers": 9, "intermediate_size": 256, "vocab_size": PIECES}
 _DENSE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": PIECES}
@@ -101,6 +138,9 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "qwen2_moe": (config(**_QWEN2), "byte_level", ("BF16", "Q4_K_M")),
     "deepseek": (config(**_DEEPSEEK), "byte_level", ("BF16", "Q4_K_M")),
     "granitemoe": (config(**_GRANITE), "byte_level", ("BF16", "Q4_K_M")),
+    "granitemoe_swa": (config(**_GRANITE_SWA), "byte_level", ("BF16", "Q4_K_M")),
+    "ernie4_5_moe": (config(**_ERNIE), "sentencepiece", ("BF16", "Q4_K_M")),
+    "cohere2_moe": (config(**_COHERE), "byte_level", ("BF16", "Q4_K_M")),
     **{
         f"experts_{count}": (
             config(**_LAYERS, num_local_experts=count, num_experts_per_tok=min(2, count)), "byte_fallback", _ALL,
@@ -116,6 +156,8 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "layers_80": (config(**_DENSE, num_hidden_layers=80, intermediate_size=256), "byte_fallback", _ALL),
 }  # fmt: skip
 TYPES_ONLY = {name for name in CASES if name.startswith(("experts_", "layers_"))}
+# A model that is split, and at how many bytes.
+SPLIT, SPLIT_BYTES = config(vocab_size=PIECES), 3_000_000
 # The name that llama.cpp is told the byte-level tokenizer has: it knows no hand-made one.
 PRE_TOKENIZER = "qwen2"
 

@@ -85,6 +85,10 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{at}.self_attn.v_proj.weight": (kv_heads * size, hidden),
             f"{at}.self_attn.o_proj.weight": (hidden, heads * size),
         }
+        if kind == "cohere2_moe":
+            del found[f"{at}.post_attention_layernorm.weight"]
+        if kind == "granitemoe_swa":
+            found[f"{at}.self_attn.sinks"] = (heads,)
         if kind == "qwen2_moe":
             found |= {f"{at}.self_attn.q_proj.bias": (heads * size,)}
             found |= {f"{at}.self_attn.{part}_proj.bias": (kv_heads * size,) for part in "kv"}
@@ -113,13 +117,23 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
             f"{moe}.input_linear.weight": (experts, 2 * inter, hidden),
             f"{moe}.output_linear.weight": (experts, hidden, inter),
         }
-    experts = config["n_routed_experts" if kind == "deepseek" else "num_experts"]
-    inter = config["moe_intermediate_size"]
+    if kind == "granitemoe_swa":
+        experts, moe = config["num_local_experts"], f"{at}.block_sparse_moe"
+        return {
+            f"{moe}.router.weight": (experts, hidden),
+            f"{moe}.experts.gate_up_proj": (experts, 2 * inter, hidden),
+            f"{moe}.experts.down_proj": (experts, hidden, inter),
+        }
+    experts = config[{"deepseek": "n_routed_experts", "ernie4_5_moe": "moe_num_experts"}.get(kind, "num_experts")]
+    inter = config.get("moe_intermediate_size", inter)
     found = {f"{at}.mlp.gate.weight": (experts, hidden)}
     for expert in range(experts):
         found |= _mlp(f"{at}.mlp.experts.{expert}", inter, hidden)
     if kind == "deepseek":
         found |= _mlp(f"{at}.mlp.shared_experts", inter * config["n_shared_experts"], hidden)
+    if kind == "ernie4_5_moe":
+        found[f"{at}.mlp.moe_statics.e_score_correction_bias"] = (1, experts)
+        found |= _mlp(f"{at}.mlp.shared_experts", inter * config["moe_num_shared_experts"], hidden)
     if kind == "qwen2_moe":
         found |= _mlp(f"{at}.mlp.shared_expert", config["shared_expert_intermediate_size"], hidden)
         found[f"{at}.mlp.shared_expert_gate.weight"] = (1, hidden)
