@@ -28,6 +28,8 @@ RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 DEFAULT_RIDGE = 1.0
 # The best expert's mean weight on held-out tokens stays below this: a saturated router is deaf to doubt.
 MAX_TOP_WEIGHT = 0.95
+# How far apart the logits of the experts that share a pinned input and of the others are: more than rounding could make up for.
+APART = 1.0
 # Bounds of the scale of the logits, whose targets differ by 1 between experts.
 SCALES = (1e-2, 1e3)
 
@@ -72,11 +74,11 @@ def fit_router(
     rows: Rows,
     ridge: float | None = None,
     softness: float = 1.0,
-    pin: tuple[torch.Tensor, torch.Tensor] | None = None,
+    pin: tuple[torch.Tensor, Sequence[int]] | None = None,
 ) -> Fit:
     """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it; the scale at which
-    the experts' weights are the most likely is multiplied by `softness`. `pin` is an input b (H,) that is to have the logits
-    z (E,): among the routers that give it these, the one that minimises the same is taken."""
+    the experts' weights are the most likely is multiplied by `softness`. `pin` is an input b (H,), and the experts that are to
+    share it: among the routers that send it there, the one that minimises the same is taken."""
     x = x.double()
     root = rows.weight.to(x).sqrt()[:, None]  # (n, 1)
     experts = rows.target.shape[1]
@@ -105,10 +107,10 @@ def fit_router(
     z = scale * z
     if pin is not None:
         # With A = X' D X + lambda m I the nearest W' with W' b = z is W + (z - W b) c', c = A^-1 b / (b' A^-1 b).
-        b, wanted = (part.to(x) for part in pin)
+        b = pin[0].to(x)
         v = x.T @ u / s2.sqrt()  # (H, r)
         c = b - v @ ((v.T @ b) * s2 / (s2 + chosen * mean))  # lambda m A^-1 b
-        c, change = c / (b @ c), wanted - w @ b  # (H,), (E,)
+        c, change = c / (b @ c), _shared_by(pin[1], w @ b) - w @ b  # (H,), (E,)
         w, z = w + change[:, None] * c, z + (x / root @ c)[:, None] * change
     logits = z.float().cpu()
     return Fit(w.float().cpu(), chosen, scale, logits, rows.figures(logits))
@@ -133,6 +135,24 @@ def _held_out_residuals(
         hat = (u[rows] * shrink) @ u[rows].T  # (n_g, n_g)
         out[rows] = torch.linalg.solve(torch.eye(len(hat)).to(hat) - hat, residuals[rows])
     return out
+
+
+def _shared_by(experts: Sequence[int], z: torch.Tensor) -> torch.Tensor:
+    """The nearest logits to `z` (E,) with which these experts share a token: equal, and at least APART above the others."""
+    theirs = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    theirs[list(experts)] = True
+    # By their common value, of which the distance is a convex function.
+    low, high = float(z.min()), float(z.max()) + APART
+
+    def logits(t: float) -> torch.Tensor:
+        return torch.where(theirs, torch.full_like(z, t), z.clamp(max=t - APART))
+
+    for _ in range(60):
+        third = (high - low) / 3
+        left, right = low + third, high - third
+        nearer = (logits(left) - z).square().sum() < (logits(right) - z).square().sum()
+        low, high = (low, right) if nearer else (left, high)
+    return logits(low)
 
 
 def _fit_scale(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> float:

@@ -36,9 +36,6 @@ DTYPE = torch.bfloat16
 # merged model has the lowest loss is taken. A lower factor leaves more weight to the other experts, which helps where an
 # expert is not as good at its texts as its label says.
 SOFTNESS = (1.0, 0.4)
-# How far below the logits of the experts that a BOS goes to those of the others are: they get little of it, and rounding does
-# not send it to them.
-APART = 4.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def calibrate_discriminant(
         router = modules[0][0] if modules else None
         for trial in trials:
             inputs = dict(zip(order, router_inputs(layer, trial.run, batches, router), strict=True))
-            pin = (inputs[own[0]][0], _shared_by(first, count)) if first else None
+            pin = (inputs[own[0]][0], first) if first else None
             inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
             x = torch.cat([inputs[i] for i in own])  # (n, H)
             if not torch.isfinite(x).all():
@@ -171,13 +168,6 @@ def calibrate_discriminant(
         tuple((one.softness, loss) for one, loss in zip(trials, found, strict=False)),
         {name: tuple(figures) for name, figures in trial.peers.items()},
     )
-
-
-def _shared_by(first: Sequence[int], experts: int) -> torch.Tensor:
-    """The logits (E,) of a token that these experts are to have, in equal parts."""
-    logits = torch.full((experts,), -APART)
-    logits[list(first)] = 0
-    return logits
 
 
 def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> list[tuple[torch.Tensor, torch.Tensor]]:
