@@ -77,11 +77,12 @@ def _source(name: str) -> Markdown:
 
 
 def rebuild(report: Report) -> Markdown:
-    """What to type to build it again."""
+    """What to type to build it again, from the very same revisions, and to check it."""
     if report.repo is None:
         return fence("moerge build recipe.yaml --out out", "bash")
-    fetch = shlex.join(["hf", "download", report.repo, "recipe.yaml", "--local-dir", "."])
-    return fence(f"{fetch}\nmoerge build recipe.yaml --out out", "bash")
+    fetch = shlex.join(["hf", "download", report.repo, "recipe.yaml", "moerge.lock.json", "--local-dir", "."])
+    build = "moerge build recipe.yaml --lock moerge.lock.json --out out"
+    return fence(f"{fetch}\n{build}\n{shlex.join(['moerge', 'verify', report.repo])}", "bash")
 
 
 def recipe_files(report: Report) -> Markdown | None:

@@ -6,16 +6,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from bot.hub.card import LICENSES as known_to_the_embedded_hub
 from bot.hub.card import problems
+from cards.hub_results import result_files
 from cards.markdown import one_line
 from cards.metadata import LICENSES
 from cards.render import render_gguf_card, render_model_card
 from evals.results import ExpertUsed, FileMade, FindingSaid, LayerRouting, QuantMade, Report, SourceUsed
 from tests.cards.page import Page, body, page
-from tests.cards.reports import BEYONDER, GOLDEN, demo_report, golden, made, quant, release_report
+from tests.cards.reports import BEYONDER, GOLDEN, demo_report, golden, made, measured_report, quant, release_report
 
 RENDER = {"model": render_model_card, "gguf": render_gguf_card}
 
@@ -382,6 +384,64 @@ def test_hostile_text_in_all_places_at_once_stays_text() -> None:
         for place in sorted(set(places()) - {"license_link"}):  # an address there is meant to be a link
             hostile, harmless = with_text(hostile, place, text), with_text(harmless, place, benign(text))
         assert_harmless(hostile, harmless, text)
+
+
+def with_evaluations(text: str) -> Report:
+    """The measured release with `text` wherever its evaluations hold text of others'."""
+    report = measured_report()
+    assert report.perplexities
+    assert report.previous
+    perplexities = replace(
+        report.perplexities,
+        texts=(text, "code", "stories", "math"),
+        models=tuple(replace(model, name=text) for model in report.perplexities.models),
+    )
+    scores = tuple(
+        replace(
+            score,
+            title=text,
+            metric=text,
+            metric_name=text,
+            harness=f"x {text}",
+            date=text,
+            config=text,
+            source_name=text,
+        )
+        for score in report.scores
+    )
+    return replace(
+        report,
+        scores=scores,
+        perplexities=perplexities,
+        samples=tuple(replace(sample, prompt=text, greedy=text, sampled=text) for sample in report.samples),
+        previous=replace(report.previous, label=text, scores=scores, perplexities=perplexities),
+        recipe_files=(text,),
+        card=replace(report.card, image=None),
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_in_evaluations_stays_text(text: str) -> None:
+    card, expected = render_model_card(with_evaluations(text)), render_model_card(with_evaluations(benign(text)))
+    seen, wanted = page(body(card)), page(body(expected))
+    # A name of letters alone may be code in another way than one with signs; nothing else may differ.
+    assert [tag for tag in seen.tags if "code" not in tag[0]] == [tag for tag in wanted.tags if "code" not in tag[0]]
+    assert [urlsplit(link)[:2] for link in seen.links] == [urlsplit(link)[:2] for link in wanted.links]
+    assert not re.search(r"[\u202a-\u202e\u2066-\u2069\x00\x1b\x7f]", card)
+    assert not re.search(r"@\w", seen.prose)
+    assert ModelCard(card).data.to_dict().keys() == ModelCard(expected).data.to_dict().keys()
+    for name, content in result_files(with_evaluations(text)).items():
+        assert re.fullmatch(r"\.eval_results/[\w-]+\.yaml", name)
+        assert not problems_of_yaml(content)
+
+
+def problems_of_yaml(content: bytes) -> str:
+    """Why the file of results cannot be read as plain YAML; nothing where it can."""
+    try:
+        rows = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        return str(error)
+    return "" if all(set(row) <= {"dataset", "value", "date", "source", "notes"} for row in rows) else "other keys"
 
 
 def test_a_hostile_description_leaves_the_rest_of_the_card_alone() -> None:
