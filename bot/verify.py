@@ -158,7 +158,7 @@ class _Check:
             entry = recorded.get(source.name)
             if not isinstance(entry, dict):
                 self.differences.append(f"{LOCK}: does not name the source {source.name}")
-            elif entry.get("commit") != source.commit:
+            elif None not in (entry.get("commit"), source.commit) and entry["commit"] != source.commit:
                 self.differences.append(f"{source.name}: is read at another commit than the lock names")
         from merge import __version__
 
