@@ -15,13 +15,13 @@ from merge.adapters import Delta, mlp_deltas
 from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
-from merge.expr import Concat, Expr, Gate, LowRank, Noise, Read, Scale, Zeros, cast, elements, reads
+from merge.expr import elements, reads
 from merge.families import FAMILIES, LEAST_EXPERTS, WINDOW_IN_GGUF, WITHOUT_CLASS, families_for, families_named
 from merge.families.dense import DenseModel
-from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Block, Family, Mixture, Mlp
+from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Family, Mixture
 from merge.families.mixture import MoeModel, mixed_config
-from merge.families.model_types import MLP_PARTS
 from merge.licenses import derived, license_findings, source_terms
+from merge.mixing import Mixing
 from merge.plan import MergePlan, OutputTensor, Parameters
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, Expert, LoadedRecipe
 from merge.reference import ModelReference, parse_reference
@@ -69,7 +69,11 @@ class _Planner:
         self.stop_on_errors()
         named = [self.base, *self.experts, *self.shared]
         sources = {checkpoint.key: checkpoint for checkpoint in (*named, *_adapters(named))}
-        tensors = tuple(self.output(family, models, dtype))
+        seed = f"{self.recipe.identity()}:{self.recipe.build.seed}"
+        pairs = list(zip(self.recipe.experts, self.experts, strict=True))
+        shared = list(zip(self.shared_experts, self.shared, strict=True))
+        mixing = Mixing(family, models, self.base.key, pairs, shared, self.deltas, dtype, seed)
+        tensors = tuple(mixing.tensors())
         if not set(TOKENIZER_FILES[:3:2]) & set(self.base.files) and self.base.why_no_headers is None:
             self.add(f.TokenizerMissing(self.loaded.line("base_model"), model=self.base.name))
         sources = _with_tensors(sources, {self.base.key: base.tensors or {}})
@@ -392,80 +396,6 @@ class _Planner:
         if base.mixture is None:
             return family.output_config(base.dense, mixture)
         return mixed_config(self.base.config, mixture.experts, mixture.per_token, mixture.torch_dtype)
-
-    def output(self, family: Family, models: Mapping[str, SourceModel], dtype: str) -> Iterator[OutputTensor]:
-        """The result's tensors, in the order of the base's layers."""
-        base = models[self.base.key]
-        for name, _ in base.dense.tensors():
-            if family.keeps(name):
-                yield OutputTensor(name, cast(base.read(name), dtype))
-            elif name.split(".")[4] == MLP_PARTS[0]:
-                block = self.block(int(name.split(".")[2]), family, models, dtype)
-                for output_name, x in family.block_tensors(block):
-                    yield OutputTensor(output_name, x)
-
-    def block(self, layer: int, family: Family, models: Mapping[str, SourceModel], dtype: str) -> Block:
-        """The mixture of one layer: what a base that is a mixture has there, and behind it the recipe's experts."""
-        base, hidden = models[self.base.key], models[self.base.key].dense.hidden_size
-
-        def cast_all(mlp: Mlp) -> Mlp:
-            return {part: cast(x, dtype) for part, x in mlp.items()}
-
-        def mlp(checkpoint: Checkpoint, expert: Expert, name: str) -> Mlp:
-            found: dict[str, Expr] = {}
-            for part, x in models[checkpoint.key].mlp(layer, expert.expert).items():
-                adapted = self.adapted(checkpoint, x)
-                found[part] = cast(self.altered(expert, part, adapted, f"layers.{layer}.{name}.{part}"), dtype)
-            return found
-
-        kept = base.layers[layer] if base.mixture else None
-        before = len(kept.experts) if kept else 0
-        count = before + len(self.experts)
-        new: Expr = Gate(layer, dtype, (len(self.experts), hidden), first=before)
-        correction: Expr | None = None
-        if kept and kept.correction:
-            correction = Concat((cast(kept.correction, dtype), Zeros(dtype, (len(self.experts),))))
-        pairs = zip(self.experts, self.recipe.experts, strict=True)
-        shared = [mlp(x, expert, "shared") for x, expert in zip(self.shared, self.shared_experts, strict=True)]
-        shared_gate: Expr | None = None
-        if shared and family.SHARED == GATED_SHARED:
-            shared_gate = Gate(layer, dtype, (1, hidden), first=count)
-        if kept and kept.shared:
-            shared, shared_gate = [cast_all(kept.shared)], kept.shared_gate and cast(kept.shared_gate, dtype)
-        return Block(
-            layer=layer,
-            base=base.dense,
-            dtype=dtype,
-            router=Concat((cast(kept.router, dtype), new)) if kept else new,
-            experts=(
-                *(cast_all(expert) for expert in (kept.experts if kept else ())),
-                *(mlp(x, expert, f"experts.{before + index}") for index, (x, expert) in enumerate(pairs)),
-            ),
-            shared=shared[0] if shared else None,
-            shared_gate=shared_gate,
-            correction=correction,
-        )
-
-    def adapted(self, checkpoint: Checkpoint, x: Expr) -> Expr:
-        """A matrix of a source with the delta that the source's adapter has for it."""
-        adapter = checkpoint.adapter
-        if adapter is None or not isinstance(x, Read):
-            return x
-        delta = self.deltas[checkpoint.key, adapter.key].get(x.tensor)
-        if delta is None:
-            return x
-        infos = adapter.tensors or {}
-        b, a = (Read(adapter.key, name, infos[name].dtype, infos[name].shape) for name in (delta.b, delta.a))
-        return LowRank(x, b, a, delta.scale)
-
-    def altered(self, expert: Expert, part: str, x: Expr, place: str) -> Expr:
-        """`noise_scale` adds noise to each matrix of the expert, `residual_scale` then scales the one that writes to the
-        residual stream: mergekit's meaning and order."""
-        if expert.noise_scale:
-            x = Noise(x, expert.noise_scale, f"{self.recipe.identity()}:{self.recipe.build.seed}:{place}")
-        if expert.residual_scale is not None and part == "down_proj":
-            x = Scale(x, expert.residual_scale)
-        return x
 
     def experts_whole(self) -> bool:
         """Whether all of each expert is read: it writes text from its own prompts, or is measured as it is."""
