@@ -46,16 +46,10 @@ class Poller:
         Raises Pause, or GitHubError where asking again would not help.
         """
         etag, value = self.known.get(path, (None, None))
-        headers = {
-            "Authorization": f"Bearer {self.token}",
-            "Accept": "application/vnd.github+json",
-            "X-GitHub-Api-Version": "2022-11-28",
-            **({"If-None-Match": etag} if etag else {}),
-        }
+        headers = self._headers | ({"If-None-Match": etag} if etag else {})
         self.asked += 1
         try:
-            url = f"{self.api.rstrip('/')}/repos/{self.repository}{path}"
-            answer = httpx2.get(url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
+            answer = httpx2.get(self._url(path), headers=headers, timeout=TIMEOUT, follow_redirects=True)
         except httpx2.HTTPError as error:
             raise self._pause(0, f"GitHub cannot be reached ({type(error).__name__})") from None
         if answer.status_code == 304:
@@ -69,6 +63,27 @@ class Poller:
                 self.known[path] = [answer.headers["etag"], value]
             return value
         raise self._refused(answer.status_code, answer.headers, path)
+
+    def pending(self, commit: str, context: str, description: str) -> str | None:
+        """Set a commit's status to pending. Returns why not, where GitHub does not take it: nothing depends on it."""
+        body = {"state": "pending", "context": context, "description": description[:140]}
+        self.asked += 1
+        try:
+            answer = httpx2.post(self._url(f"/statuses/{commit}"), json=body, headers=self._headers, timeout=TIMEOUT)
+        except httpx2.HTTPError as error:
+            return f"GitHub cannot be reached ({type(error).__name__})"
+        return None if answer.status_code == 201 else f"GitHub answered with {answer.status_code}"
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Authorization": f"Bearer {self.token}",
+            "Accept": "application/vnd.github+json",
+            "X-GitHub-Api-Version": "2022-11-28",
+        }
+
+    def _url(self, path: str) -> str:
+        return f"{self.api.rstrip('/')}/repos/{self.repository}{path}"
 
     def _refused(self, status: int, headers: Mapping[str, str], path: str) -> Exception:
         if status == 401:

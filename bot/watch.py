@@ -272,6 +272,8 @@ class Watch:
         entries = [entry for entry in json.loads(matrix)["include"] if entry["recipe"] not in run["done"]]
         for entry in entries:
             inputs = {"recipes": entry["recipe"]}
+            if refused := self.poller.pending(work.sha, f"moerge/{entry['name']}"[:100], "waiting, or being built"):
+                say(f"no status for {entry['recipe']}: {refused}")
             self.waiting.append(Work(f"build of {entry['recipe']}", "build", "push", work.payload, work.sha, inputs))
         if not entries:
             self._collect(work)

@@ -148,6 +148,7 @@ def test_a_watcher_killed_while_it_builds_goes_on_and_publishes_once(
     time.sleep(1.0)
     first.end(signal.SIGKILL)
     assert state(folder)["built"] == before
+    assert states(github, head) == {"moerge/One": "pending", "moerge/Two": "pending"}
     second = Watcher(folder, github, hub, "--jobs", "2")
     second.wait(lambda: state(folder)["built"] == head, 240)
     assert second.end(signal.SIGINT) == 0
