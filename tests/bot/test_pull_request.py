@@ -343,3 +343,17 @@ def test_fifty_recipes_with_hundreds_of_findings_take_at_most_twelve_requests_an
         )
     assert len(world.checks[0].annotations) == 250 and world.checks[0].fields["status"] == "completed"
     assert len(step.summary.encode()) < 1 << 20
+
+
+def test_a_preview_that_a_writer_asks_for_in_a_comment_reads_a_fork_without_a_token(world: World) -> None:
+    world.open(**{"recipes/a.yaml": good()})
+    server = world.server
+    asked = Github(auth=Auth.Token(server.token("me")), base_url=server.url).get_repo(NAME).get_issue(world.number)
+    said = asked.create_comment("/moerge preview").id
+    rights = FORK_RIGHTS | {"issues": "write"}
+    head = world.main.git("rev-parse", "HEAD")
+    step = world.run("issue_comment", server.comment_event(NAME, said), head, rights, command="comment", token="hf_secret")
+    assert step.code == 0, step.log
+    assert world.comments[0] == "/moerge preview" and world.comments[1].startswith("<!-- moerge preview -->")
+    assert world.checks[0].head_sha == world.fork.git("rev-parse", "HEAD")
+    assert not [one for one in world.hub.log.all() if one.status in (401, 403)]
