@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -119,6 +120,7 @@ def main() -> None:
 
 
 def measure(work: Path) -> None:
+    load = os.getloadavg()[0]
     tiny_llama(work / "model")
     (hub_pipe, hub_end), (github_pipe, github_end) = Pipe(), Pipe()
     servers = [
@@ -132,7 +134,7 @@ def measure(work: Path) -> None:
     upload(endpoint, hub_token, work / "model")
     (work / "event.json").write_text(json.dumps(event))
     ask(hub_pipe, "slow")
-    taken: dict[str, list[float]] = {"cold": [], "warm": []}
+    taken: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
     asked: dict[str, tuple[int, int]] = {}
     for _ in range(RUNS):
         shutil.rmtree(work / "runner", ignore_errors=True)
@@ -146,12 +148,18 @@ def measure(work: Path) -> None:
         heading, "",
         (f"`python -m benchmarks.preview_many`, {today()}, {machine()}; {RECIPES} recipes of {SOURCES} sources, all {RECIPES * SOURCES} "
         f"different, {DELAY * 1000:.0f} ms before every answer of the Hub and of GitHub; {RUNS} runs in turn, the whole job as a process,"),
-        "servers on the same cores.", "",
-        "| | median, s | slowest, s | requests to the Hub | to GitHub |", "|---|---|---|---|---|",
-        *(f"| {kind} | {statistics.median(times):.2f} | {max(times):.2f} | {asked[kind][0]} | {asked[kind][1]} |" for kind, times in taken.items()),
+        f"servers on the same cores; load by other work at the start {load:.1f}.", "",
+        "| | median, s | slowest, s | of the processor, s | requests to the Hub | to GitHub |", "|---|---|---|---|---|---|",
+        *(_row(kind, times, asked[kind]) for kind, times in taken.items()),
     ]  # fmt: skip
     print("\n".join(lines))
     put_section(heading, lines)
+
+
+def _row(kind: str, times: list[tuple[float, float]], asked: tuple[int, int]) -> str:
+    walls, processor = ([time[part] for time in times] for part in (0, 1))
+    middle = f"{statistics.median(walls):.2f} | {max(walls):.2f} | {statistics.median(processor):.2f}"
+    return f"| {kind} | {middle} | {asked[0]} | {asked[1]} |"
 
 
 def ask(pipe: Connection, word: str) -> int:
@@ -177,8 +185,8 @@ def upload(endpoint: str, token: str, model: Path) -> None:
         list(pool.map(one, range(RECIPES * SOURCES)))
 
 
-def job(work: Path, url: str, token: str, endpoint: str) -> float:
-    """One job of the pull request, in an empty workspace; its seconds."""
+def job(work: Path, url: str, token: str, endpoint: str) -> tuple[float, float]:
+    """One job of the pull request, in an empty workspace; its seconds, and those of the processor."""
     workspace = work / "runner/workspace"
     workspace.mkdir(parents=True, exist_ok=True)
     for name in ("output", "summary"):
@@ -190,15 +198,16 @@ def job(work: Path, url: str, token: str, endpoint: str) -> float:
         "GITHUB_STEP_SUMMARY": str(work / "runner/summary"), "HF_HOME": str(work / "runner/hf"), "HF_HUB_DISABLE_XET": "1",
         "INPUT_GITHUB_TOKEN": token, "INPUT_HUB_ENDPOINT": endpoint, "INPUT_CACHE": "headers",
     }  # fmt: skip
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "bot", "action"], cwd=workspace, env=environment, capture_output=True, text=True
     )
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     previews = json.loads((workspace / "moerge-out/previews.json").read_text()) if done.returncode == 0 else []
     if len(previews) != RECIPES or not all(preview["parameters"] for preview in previews):
         sys.exit(f"the job failed ({done.returncode}):\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
-    return seconds
+    return seconds, processor
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -212,10 +213,20 @@ def _hints(plan: MergePlan) -> tuple[f.Finding, ...]:
 
 
 def gguf_sizes(plan: MergePlan, types: Sequence[str]) -> dict[str, int]:
-    """Bytes of each GGUF file, by type. Of a family that GGUF has not, none is asked for."""
+    """Bytes of each GGUF file, by type. Of a family that GGUF has not, none is asked for.
+
+    They follow from the config and the tensors' names, dtypes and shapes, which recipes of one repository often share.
+    """
     if not types:
         return {}
-    return predict_sizes(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors}, types)
+    shapes = tuple((tensor.name, tensor.expr.dtype, tensor.expr.shape) for tensor in plan.tensors)
+    key = (json.dumps(plan.config, sort_keys=True), shapes, tuple(types))
+    if key not in _SIZES:
+        _SIZES[key] = predict_sizes(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors}, types)
+    return dict(_SIZES[key])
+
+
+_SIZES: dict[object, dict[str, int]] = {}
 
 
 def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
