@@ -352,7 +352,9 @@ def test_a_preview_that_a_writer_asks_for_in_a_comment_reads_a_fork_without_a_to
     said = asked.create_comment("/moerge preview").id
     rights = FORK_RIGHTS | {"issues": "write"}
     head = world.main.git("rev-parse", "HEAD")
-    step = world.run("issue_comment", server.comment_event(NAME, said), head, rights, command="comment", token="hf_secret")
+    step = world.run(
+        "issue_comment", server.comment_event(NAME, said), head, rights, command="comment", token="hf_secret"
+    )
     assert step.code == 0, step.log
     assert world.comments[0] == "/moerge preview" and world.comments[1].startswith("<!-- moerge preview -->")
     assert world.checks[0].head_sha == world.fork.git("rev-parse", "HEAD")
