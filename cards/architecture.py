@@ -38,7 +38,7 @@ def architecture_figure(report: Report) -> bytes:
         f'<rect x="210" y="14" width="{WIDTH - 230}" height="236" rx="10" fill="none" stroke="{LINE}" stroke-dasharray="5 4"/>'
     )
     parts.append(_text(226, 36, f"{shape.get('layers', '?')} layers, each:", size=13, color=FAINT))
-    heads = f"{shape.get('heads', '?')} heads, {shape.get('kv_heads', '?')} for keys and values"
+    heads = f"{shape.get('heads', '?')} heads, {shape.get('kv_heads', '?')} KV heads"
     parts.append(_box(226, 104, 170, 56, SHARED, "Attention", heads))
     parts.append(_arrow(396, 132, 430, 132))
     parts.append(

@@ -96,6 +96,13 @@ def memory_note(report: Report) -> Markdown | None:
     )
 
 
+def proof_note(report: Report) -> Markdown | None:
+    """What the proofs of the table mean."""
+    kinds = dict.fromkeys(made.proof for made in report.quants)
+    said = [words.PROVEN[kind] for kind in kinds if kind in words.PROVEN]
+    return Markdown(" ".join(["Proof:", *said])) if said else None
+
+
 def quant_columns(report: Report) -> tuple[str, ...]:
     measured = ("KL", "Top-1") if report.quants_measured else ()
     memory = ("Memory",) if report.quants and memory_bytes(report, report.quants[0]) is not None else ()
@@ -113,7 +120,7 @@ def quants_measured(report: Report) -> Markdown | None:
         "KL is the mean divergence of the quant's predictions from the unquantised model's, in nats per token (0 is the "
         "same), Top-1 how often both find the same token most likely. Weights only: llama.cpp also rounds activations. "
         f"Measured on {measured.tokens} tokens of one fixed text, on which the unquantised model's perplexity is "
-        f"{words.number(measured.perplexity, 2)} (quants: {perplexities})."
+        f"{words.number(measured.perplexity, 2)}{f' (quants: {perplexities})' if perplexities else ''}."
     )
 
 

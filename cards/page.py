@@ -29,7 +29,7 @@ h1,h2,h3{line-height:1.3;overflow-wrap:anywhere}h2{margin:2rem 0 .75rem;padding-
 img{max-width:100%;height:auto}pre{background:var(--code);border:1px solid var(--line);border-radius:.5rem;padding:.75rem 1rem;overflow-x:auto;font-size:.85rem}
 code{background:var(--code);border-radius:.25rem;padding:.1em .3em;font-size:.87em;overflow-wrap:anywhere}pre code{padding:0;background:none;overflow-wrap:normal}
 .table{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.92rem}th,td{border:1px solid var(--line);padding:.35rem .7rem;text-align:left;vertical-align:top}
-th{background:var(--chip)}summary{cursor:pointer;font-weight:600}details{margin:1rem 0}
+td code{white-space:nowrap;overflow-wrap:normal}td:last-child{min-width:12rem}th{background:var(--chip)}summary{cursor:pointer;font-weight:600}details{margin:1rem 0}
 """
 # Asks twice a second whether the card is another; the answer is its hash.
 RELOAD = """

@@ -19,6 +19,7 @@ from cards.files import (
     failed_quants,
     memory_note,
     preferred_quant,
+    proof_note,
     quant,
     quant_columns,
     quants_measured,
@@ -82,6 +83,7 @@ class View:
     failed_quants: Markdown | None
     quant_type: str | None
     memory_note: Markdown | None
+    proof_note: Markdown | None
     proofs: tuple[Sample, ...]
     samples: tuple[Written, ...]
     sampling: str | None
@@ -133,6 +135,7 @@ def view_of(report: Report) -> View:
         failed_quants=failed_quants(report),
         quant_type=preferred.type if preferred else None,
         memory_note=memory_note(report),
+        proof_note=proof_note(report),
         proofs=tuple(_proof(made) for made in report.quants if made.proof == "ran" and made.sample.strip()),
         quant_checksums=checksums(report.gguf_files),
         gate_mode=code(report.gate_mode),

@@ -255,7 +255,9 @@ def test_layers_whose_experts_are_hard_to_tell_apart_are_named() -> None:
 
 def test_how_a_file_was_proven_is_said_of_each() -> None:
     text = told(release_report())
-    assert text.count("loaded in llama.cpp and generated") == 2
+    assert text.count(" ran in llama.cpp ") == 2
+    assert " checked; a few layers ran " in text
+    assert "the whole file was loaded there and generated" in text
     assert "a copy cut to a few layers generated in llama.cpp" in text
 
 
