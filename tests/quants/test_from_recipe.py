@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 from bot.cli import main
+from bot.preview import plan_recipe
+from bot.quants import measure_quants, planned_model
+from bot.work import fetched
+from evals.results import read_report
+from merge.recipe import load_recipe
+from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
 
 TYPES = ["BF16", "Q4_K_M", "Q2_K_S"]
@@ -44,6 +50,15 @@ def test_files_equal_those_of_a_build_and_no_checkpoint_is_written(
     for name in made:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "built" / "gguf" / name).read_bytes(), name
     assert not list(tmp_path.glob("out/**/*.safetensors"))
+    # The quality of the files, measured over the plan, is what the build measured over the checkpoint.
+    loaded = load_recipe(recipe)
+    plan = plan_recipe(loaded, Sources(tmp_path))
+    (gates,) = (tmp_path / "built").glob("gates-*.safetensors")
+    model = planned_model(plan, fetched(plan, Sources(tmp_path)), gates, tmp_path / "described")
+    quants = [quant for quant in read_report(tmp_path / "built" / "report.json").quants if quant.kl is not None]
+    found = measure_quants(model, tmp_path / "out", quants, "cpu")["quants"]
+    assert {quant.type: quant.kl for quant in quants} == {name: of["kl"] for name, of in found.items()}
+    assert found
 
 
 def test_tensors_equal_those_of_the_merged_checkpoint(models: list[Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
 from benchmarks.gguf_reference import REFERENCE, describe, describe_part
 from bot.quants import open_model
@@ -19,6 +20,7 @@ from quants.filetypes import FILE_TYPES
 from quants.imatrix import load_imatrix
 from quants.layout import gguf_layout
 from quants.metadata import ModelInfo, folder_info, gguf_metadata
+from quants.mixtures import quantised_bytes
 from quants.tokenizer import read_vocabulary
 from quants.writer import Target, write_ggufs
 from tests.quants.cases import CASES, PRE_TOKENIZER, SPLIT, SPLIT_BYTES, TYPES_ONLY, write_imatrix
@@ -67,12 +69,19 @@ def test_keys_and_tensors_equal_those_of_llama_cpp(case: str, tmp_path: Path, mo
         write_ggufs(layout, evaluator, targets, importance=imatrix[1].importance() if imatrix else None)
         for target in targets:
             ours, theirs = describe(target.path), reference()[case][named[target.file_type.name]]
+            sizes = layout.shapes, layout.model, imatrix is not None
+            assert data_bytes(target.path) == quantised_bytes(target.file_type, *sizes), target.file_type.name
             assert _flat(ours["tensors"]) == _flat(theirs["tensors"]), target.file_type.name
             for key in DIFFER.get(case, ()):
                 ours["keys"].pop(key, None), theirs["keys"].pop(key, None)
             if tokenizer == "byte_fallback":
                 del ours["keys"][SCORES], theirs["keys"][SCORES]
             assert json.loads(json.dumps(ours["keys"])) == theirs["keys"], target.file_type.name
+
+
+def data_bytes(path: Path) -> int:
+    """Bytes of a file behind its header and metadata: what a preview predicts exactly."""
+    return path.stat().st_size - int(GGUFReader(path).data_offset)
 
 
 def test_a_split_file_is_divided_as_llama_gguf_split_divides_it(tmp_path: Path) -> None:
