@@ -227,12 +227,12 @@ def make_build(folder: Path, version: int, size: int = 30_000) -> Path:
         (folder / name).mkdir(parents=True)
     header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     header += b" " * (-len(header) % 8)
-    (folder / "model/model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + rng.randbytes(size))
+    (folder / "model/model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + _noise(rng, size))
     (folder / "model/config.json").write_text(json.dumps({"num_local_experts": version}))
     (folder / "model/tokenizer.json").write_text("{}")
     types = ["Q8_0", "Q4_K_M"] if version == 1 else ["Q8_0", "Q6_K"]
     for quant in types:
-        (folder / f"gguf/Fault-2x1M-{quant}.gguf").write_bytes(b"GGUF" + rng.randbytes(size))
+        (folder / f"gguf/Fault-2x1M-{quant}.gguf").write_bytes(b"GGUF" + _noise(rng, size))
     for name in ("model", "gguf"):
         (folder / name / "README.md").write_text(f"---\nlicense: mit\n---\n# Fault-2x1M v{version}\n")
     quants = [
@@ -245,6 +245,11 @@ def make_build(folder: Path, version: int, size: int = 30_000) -> Path:
         ).to_json()
     )
     return folder
+
+
+def _noise(rng: random.Random, size: int) -> bytes:
+    """Random bytes; one call gives at most 2 GiB of bits."""
+    return b"".join(rng.randbytes(min(1 << 20, size - start)) for start in range(0, size, 1 << 20))
 
 
 def _made(path: Path) -> FileMade:

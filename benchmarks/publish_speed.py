@@ -1,6 +1,6 @@
 """Publishing beside plain `upload_folder`, bytes downloaded beside whole repositories, and disk beside the promise.
 
-    python -m benchmarks.publish_speed [--mb N] [--rounds N]
+    python -m benchmarks.publish_speed [throughput] [downloads] [promise] [--mb N] [--rounds N]
 
 The embedded Hub runs as a process of its own. Both sides send the same files through the same client to new repositories, in
 alternating order; ours also compares, verifies and tags.
@@ -200,14 +200,19 @@ def watched(*folders: Path) -> Iterator[list[int]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mb", type=int, default=900)
+    parser.add_argument("parts", nargs="*", choices=("throughput", "downloads", "promise", []), help="default: all")
+    parser.add_argument("--mb", type=int, default=450)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         constants.HF_HUB_CACHE = f"{folder}/cache"
-        throughput(args.mb, args.rounds, Path(folder))
-        downloads()
-        promise(Path(folder))
+        for part in args.parts or ("throughput", "downloads", "promise"):
+            if part == "throughput":
+                throughput(args.mb, args.rounds, Path(folder))
+            elif part == "downloads":
+                downloads()
+            else:
+                promise(Path(folder))
     return 0
 
 
