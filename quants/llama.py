@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 import xllamacpp
 
@@ -32,25 +33,37 @@ def main() -> None:
     started = time.monotonic()
     server = xllamacpp.Server(params)
     loaded = time.monotonic()
-    responses = [
-        server.handle_completions(
-            {
-                "prompt": prompt,
-                "max_tokens": task["tokens"],
-                "temperature": 0,
-                "logprobs": task["probabilities"],
-                "return_tokens": True,
-                "ignore_eos": task["past_the_end"],
-                # Probabilities are told as they are before this, and of a token that is no whole character not at all.
-                "logit_bias": [[token, 1000.0] for token in task["forced"]],
-            }
-        )
-        for prompt in task["prompts"]
-    ]
+    responses = [continued(server, prompt, task) for prompt in task["prompts"]]
     json.dump({"responses": responses, "load": loaded - started, "generate": time.monotonic() - loaded}, answer)
     answer.close()
     # Taking the server down joins its threads and frees the model; the process is over anyway.
     os._exit(0)
+
+
+def continued(server: xllamacpp.Server, prompt: str | list[int], task: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp's answer. A strongly quantised model may say bytes that are no text, which llama.cpp cannot put into its
+    answer: then what it says before them counts."""
+    tokens = task["tokens"]
+    while True:
+        try:
+            answer: dict[str, Any] = server.handle_completions(
+                {
+                    "prompt": prompt,
+                    "max_tokens": tokens,
+                    "temperature": 0,
+                    "logprobs": task["probabilities"],
+                    "return_tokens": True,
+                    "ignore_eos": task["past_the_end"],
+                    # Probabilities are told as they are before this, and of a token that is no whole character not at all.
+                    "logit_bias": [[token, 1000.0] for token in task["forced"]],
+                }
+            )
+        except RuntimeError as error:
+            if "UTF-8" not in str(error) or tokens == 1:
+                raise
+            tokens //= 2
+        else:
+            return answer
 
 
 if __name__ == "__main__":

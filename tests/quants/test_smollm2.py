@@ -55,3 +55,41 @@ def test_two_experts_like_the_base_speak_as_the_base(smollm2: Path, tmp_path: Pa
         fields = GGUFReader(file.path).fields
         assert fields["tokenizer.ggml.pre"].contents() == "smollm"
         assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+
+
+EVERY_DAY = ("deepseek", "granitemoe_swa")
+OTHERS = ("dense", "qwen2_moe", "qwen3_moe", "granitemoe", "ernie4_5_moe", "cohere2_moe")
+
+
+@pytest.mark.parametrize("case", [*EVERY_DAY, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)])
+def test_every_family_reads_text_as_the_real_tokenizer_does(case: str, smollm2: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from bot.quants import open_model
+    from tests.quants.cases import CASES
+    from tests.quants.tiny import write_model
+
+    real = smollm2 / "moerge-demo" / "SmolLM2-135M-Instruct"
+    changes = {"vocab_size": 49152, "tie_word_embeddings": True}
+    folder = write_model(tmp_path / "Tiny", CASES[case][0] | changes)
+    for path in real.glob("*token*"):
+        shutil.copy(path, folder / path.name)
+    model = open_model(folder)
+    (file,) = quantize(
+        model.config,
+        model.tensors,
+        model.contents,
+        folder,
+        tmp_path,
+        "Tiny",
+        ["BF16"],
+        folder_info(folder),
+        prove=False,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(real)
+    ids = tokenizer.encode("<|im_start|>user\nHow's 1234.5 + 67 in Zürich, naïve 🦙?<|im_end|>")
+    said = generate(file.path, tokenizer.decode(ids), 2)
+    assert said.prompt_tokens == len(ids)
+    assert said.tokens == generate(file.path, ids, 2).tokens

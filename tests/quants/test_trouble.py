@@ -38,4 +38,4 @@ def test_every_type_of_it_loads_and_generates(types: tuple[str, ...], shape: str
         imatrix=imatrix,
     )  # fmt: skip
     assert {file.file_type: file.failure for file in files} == dict.fromkeys(types)
-    assert all(file.proof and len(file.proof.generation.tokens) == 16 for file in files)
+    assert all(file.proof and file.proof.generation.tokens for file in files)
