@@ -10,6 +10,7 @@ from bot.gates import dense_model, prompts_of
 from evals.results import ExpertWorth
 from merge import findings as f
 from merge.checkpoint import Checkpoint
+from merge.families import WITHOUT_CLASS
 from merge.plan import MergePlan
 from merge.progress import progress
 from merge.recipe import LoadedRecipe
@@ -22,7 +23,7 @@ SMALL = 1_000_000_000
 def is_measured(loaded: LoadedRecipe, plan: MergePlan, device: str, asked: bool | None = None) -> bool:
     """Whether the experts' worth is measured on `device`: as `asked` or else evals.worth says; without either where it takes
     no download beyond the merge's own, on a GPU or of a small model."""
-    if not loaded.recipe.needs_prompts or plan.kept_experts:
+    if not loaded.recipe.needs_prompts or plan.kept_experts or plan.family in WITHOUT_CLASS:
         return False
     asked = loaded.recipe.evals.worth if asked is None else asked
     if asked is not None:
