@@ -105,7 +105,7 @@ def fit_router(
     scale *= softness
     w = scale * (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
     z = scale * z
-    if pin is not None:
+    if pin is not None and bool(pin[0].any()):  # an input of zeros, an untrained BOS for one, goes nowhere
         # With A = X' D X + lambda m I the nearest W' with W' b = z is W + (z - W b) c', c = A^-1 b / (b' A^-1 b).
         b = pin[0].to(x)
         v = x.T @ u / s2.sqrt()  # (H, r)
