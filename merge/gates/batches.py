@@ -13,15 +13,15 @@ from merge.gates.held_out import Layout
 TOKENS_PER_BATCH = 4096
 
 
-def batched(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[Batch]]:
-    """Token sequences as batches of similar lengths, padded on the right, where padding changes nothing before it; and
+def batched(rows: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -> tuple[list[int], list[Batch]]:
+    """Token sequences as batches of similar lengths and at most `tokens` tokens, padded on the right, where padding changes nothing before it; and
     their numbers in the order in which they stand there."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batches: list[Batch] = []
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]]) <= TOKENS_PER_BATCH:
+        while stop < len(order) and (stop + 1 - start) * len(rows[order[stop]]) <= tokens:
             stop += 1
         width = len(rows[order[stop - 1]])
         lengths = torch.tensor([len(rows[i]) for i in order[start:stop]])

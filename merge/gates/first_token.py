@@ -18,6 +18,8 @@ from merge.gates.prompts import Text
 
 # At most so many prompts, one for each expert, and so many tokens of each.
 TEXTS, TOKENS = 8, 64
+# The trials of many experts run in small batches: they are to take no more memory than the calibration itself.
+TOKENS_PER_BATCH = 512
 # Logit of an expert that a token is not to go to, below that of the others.
 FAR = -100.0
 
@@ -30,7 +32,7 @@ def first_token_experts(model: StreamedModel, texts: Sequence[Text], experts: in
     chosen = [next(text for text in texts if text.expert == e and text.positive) for e in range(0, experts, step)]
     # Every text once for each expert that its BOS may go to.
     trials = [(first, text.expert, text.ids[:TOKENS]) for first in range(experts) for text in chosen]
-    order, batches = batched([ids for *_, ids in trials])
+    order, batches = batched([ids for *_, ids in trials], TOKENS_PER_BATCH)
     layout = layout_of(order, batches)
     given = []
     for rows, width in zip(layout.rows, layout.widths, strict=True):
