@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -77,7 +79,8 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
                 fingerprint=source.fingerprint,
                 license=source.license,
                 tensors=len(source.tensors or {}),
-                unused_tensors=plan.unused[key],
+                unused_tensors=len(plan.unused[key]),
+                unused=_without_layers(plan.unused[key]),
                 files=dict(source.sha256),
             )
             for key, source in plan.sources.items()
@@ -121,3 +124,8 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, int]:
 def said(finding: f.Finding) -> FindingSaid:
     """A finding as the report keeps it."""
     return FindingSaid(finding.id, finding.level, finding.text, finding.line)
+
+
+def _without_layers(names: Iterable[str]) -> dict[str, int]:
+    """How many tensors of each name there are, the numbers in it (layers, experts) being `*`."""
+    return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))

@@ -17,7 +17,7 @@ REPORT = "report.json"
 @dataclass(frozen=True)
 class SourceUsed:
     """A source model, pinned: where its bytes came from, how many tensors it has, and how many of them nothing reads.
-    `files` are the SHA-256 of its files where the Hub tells them."""
+    `unused` names those, layers counted under one name with `*`: {"model.layers.*.self_attn.q_proj.weight": 32}. `files` are the SHA-256 of its files where the Hub tells them."""
 
     name: str
     commit: str | None
@@ -25,6 +25,7 @@ class SourceUsed:
     license: str | None
     tensors: int
     unused_tensors: int
+    unused: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
 

@@ -41,7 +41,7 @@ class MergePlan:
     """Everything about the result that follows from the recipe and its sources' headers.
 
     `sources` maps the key that Read nodes name to the checkpoint; `base` is the key of the base. `config` is the result's
-    config.json, `companions` the files copied from the base. `unused` counts, by source key, the tensors that no output
+    config.json, `companions` the files copied from the base. `unused` names, by source key, the tensors that no output
     reads. `kept_experts` are the experts that a base which is a mixture has already; `experts` are those of the recipe, which
     stand behind them. `gated` are the recipe's experts that the calibrated gates have a row of, in the rows' order behind those
     of the kept experts: the experts, and a shared expert that has a gate. `slices` are the prompts
@@ -63,7 +63,7 @@ class MergePlan:
     gated: tuple[Expert, ...]
     companions: tuple[str, ...]
     parameters: Parameters
-    unused: Mapping[str, int]
+    unused: Mapping[str, tuple[str, ...]]
     findings: tuple[f.Finding, ...]
     license: str | None
     quants: tuple[str, ...]

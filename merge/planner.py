@@ -457,12 +457,12 @@ def _count(tensors: tuple[OutputTensor, ...], mixture: Mixture, base: DenseModel
     return Parameters(total, shared + mixture.per_token * per_expert, shared, per_expert)
 
 
-def _unused(sources: Mapping[str, Checkpoint], tensors: tuple[OutputTensor, ...]) -> dict[str, int]:
+def _unused(sources: Mapping[str, Checkpoint], tensors: tuple[OutputTensor, ...]) -> dict[str, tuple[str, ...]]:
     used: dict[str, set[str]] = {key: set() for key in sources}
     for tensor in tensors:
         for read in reads(tensor.expr):
             used[read.source].add(read.tensor)
-    return {key: len(set(source.tensors or {}) - used[key]) for key, source in sources.items()}
+    return {key: tuple(sorted(set(source.tensors or {}) - used[key])) for key, source in sources.items()}
 
 
 def _loses(stored: str, dtype: str) -> bool:

@@ -48,6 +48,12 @@ def test_a_build_leaves_the_promised_files_and_report(models: list[Path], tmp_pa
     assert [quant.proof for quant in report.quants] == ["ran"] * 3
     assert all(len(quant.sample_tokens) > 0 for quant in report.quants)
     assert {source.name for source in report.sources} == {str(model) for model in models}
+    # All of the base is used, and of an expert its MLPs alone.
+    base, *others = report.sources
+    assert base.unused == {}
+    for other in others:
+        assert other.unused["model.layers.*.self_attn.q_proj.weight"] > 0
+        assert not any(".mlp." in name for name in other.unused)
     assert report.gate_mode == "hidden"
     assert not [name for name in names if "partial" in name or name.endswith(".tmp")]
 

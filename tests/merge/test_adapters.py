@@ -134,7 +134,7 @@ def test_an_adapted_expert_is_the_model_with_the_adapter_merged(
     assert_expert(tmp_path / "out", 1, load_file(base / "model.safetensors"))
     assert plan.experts == (str(adapter), str(base))
     assert set(plan.sources) == {str(adapter), str(base)}
-    assert plan.unused[str(adapter)] == 0
+    assert plan.unused[str(adapter)] == ()
 
 
 def test_each_module_has_its_own_rank_and_alpha(base: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_adding_experts_to_a_merge_gives_the_merge_of_them_all(family: Family, l
     assert (plan.family, plan.why_family) == (family.NAME, "the base is one already")
     assert (plan.kept_experts, plan.expert_count, plan.experts_per_token) == (3, 4, 2)
     assert plan.parameters == direct.parameters
-    assert plan.unused[plan.base] == 0
+    assert plan.unused[plan.base] == ()
     assert plan.config.keys() >= {"architectures", "torch_dtype"}
     assert same(weights(tmp_path / "out"), weights(tmp_path / "expected"))
     if layout == "hub":
