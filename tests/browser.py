@@ -20,7 +20,8 @@ def asked(page: Path, script: str, *, width: int = 1400, dark: bool = False, jav
     """What `script` (the body of a function) returns in the page, opened in Chromium in a window of `width`."""
     assert CHROMIUM is not None
     probe = page.with_name(f"probe-{page.name}")
-    told = f"document.title = 'told:' + JSON.stringify((() => {{ {script} }})())"
+    # Pictures are there only when all of the page is loaded.
+    told = f"addEventListener('load', () => {{ document.title = 'told:' + JSON.stringify((() => {{ {script} }})()) }})"
     probe.write_text(
         page.read_text(encoding="utf-8").replace("</body>", f"<script>{told}</script></body>"), encoding="utf-8"
     )

@@ -32,13 +32,20 @@ def patiently(repo: str, endpoint: str, action: Callable[[], T], also: Collectio
             return action()
         except Exception as raised:
             error = cause(raised)
-            if attempt == ATTEMPTS or not passes(error, also):
+            if attempt == _attempts(error) or not passes(error, also):
                 sentence = said(error, endpoint)
                 if sentence is None:
                     raise
                 raise DestinationError(f"{repo}: {sentence}") from None
             time.sleep(_pause(error, attempt))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _attempts(error: Exception) -> int:
+    """How often it is worth trying. The client itself has tried for half a minute where nobody answers the call."""
+    import httpx2
+
+    return 2 if isinstance(error, httpx2.ConnectError) else ATTEMPTS
 
 
 def cause(error: Exception) -> Exception:

@@ -119,7 +119,9 @@ def test_files_we_did_not_write_stay_and_ours_that_are_gone_are_removed(out: Pat
     assert "notes.txt" in api.list_repo_files(REPO)
 
 
-def test_what_cannot_be_published_is_one_sentence(out: Path, hub: Server, api: HfApi) -> None:
+def test_what_cannot_be_published_is_one_sentence(
+    out: Path, hub: Server, api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = hub.token("someone", "read")
     stranger = hub.token("someone", "write", ["someone"])
     for token, sentence in (
@@ -130,6 +132,7 @@ def test_what_cannot_be_published_is_one_sentence(out: Path, hub: Server, api: H
         with pytest.raises(DestinationError, match=sentence):
             publish(out, token=token, endpoint=hub.endpoint)
     assert not api.repo_exists(REPO)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client's own attempts
     with pytest.raises(DestinationError, match="cannot be reached"):
         publish(out, token=hub.token(), endpoint="http://127.0.0.1:9")
 
