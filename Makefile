@@ -43,10 +43,10 @@ test: $(VENV)/.installed
 =======
 test: $(VENV)/.evaluates
 >>>>>>> 39ae52b (Cards say how good a model is: scores, perplexities, samples, figures, sections of one's own; a preview and a gallery)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(VENV)/.evaluates
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -36,13 +36,6 @@ def test_a_release_killed_at_random_moments_is_made_whole_by_the_next_run(stage:
     assert (count.tried, count.lost) == (4, 0)
 
 
-@pytest.mark.slow
-def test_a_release_survives_every_fault_at_every_request_and_forty_kills(stage: faults.Stage) -> None:
-    counts = faults.run_kinds(stage)
-    assert [name for name, count in counts.items() if count.lost or not count.tried] == []
-    assert faults.run_kills(stage, 40).lost == 0
-
-
 def test_what_an_interrupted_publication_uploaded_is_not_sent_again(stage: faults.Stage) -> None:
     def no_commit(number: int, request: Any) -> Fault | None:
         return Fault(status=403) if "/commit/" in request.url.path else None
