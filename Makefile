@@ -35,14 +35,10 @@ $(VENV)/.evaluates: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python -m demo
 
-<<<<<<< HEAD
 demo-github: $(VENV)/.installed
 	$(BIN)/python -m demo.story $(if $(REQUESTS),--requests)
 
-test: $(VENV)/.installed
-=======
 test: $(VENV)/.evaluates
->>>>>>> 39ae52b (Cards say how good a model is: scores, perplexities, samples, figures, sections of one's own; a preview and a gallery)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: $(VENV)/.evaluates
