@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 FOLDER = ".eval_results"
-# Benchmarks that the Hub's documentation names as registered: the names of their data sets in scores, the data set's id on the
-# Hub and the id of its task.
-REGISTERED: Mapping[str, tuple[str, str]] = MappingProxyType(
+# Benchmarks that the Hub's documentation names as registered: the names of their data sets in scores, with the one of its
+# configurations that is the benchmark where it has others, and the data set's id on the Hub and the id of its task.
+REGISTERED: Mapping[tuple[str, str | None], tuple[str, str]] = MappingProxyType(
     {
-        "gsm8k": ("openai/gsm8k", "gsm8k"),
-        "openai/gsm8k": ("openai/gsm8k", "gsm8k"),
-        "TIGER-Lab/MMLU-Pro": ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
-        "cais/hle": ("cais/hle", "hle"),
+        ("gsm8k", None): ("openai/gsm8k", "gsm8k"),
+        ("openai/gsm8k", None): ("openai/gsm8k", "gsm8k"),
+        ("TIGER-Lab/MMLU-Pro", None): ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
+        ("Idavidrein/gpqa", "gpqa_diamond"): ("Idavidrein/gpqa", "diamond"),
+        ("cais/hle", None): ("cais/hle", "hle"),
     }
 )
 
@@ -64,9 +65,10 @@ def result_files(report: Report) -> dict[str, bytes]:
 
     entries: dict[str, list[EvalResultEntry]] = {}
     for score in report.scores:
-        if score.dataset not in REGISTERED:
+        registered = REGISTERED.get((score.dataset, score.config)) or REGISTERED.get((score.dataset, None))
+        if registered is None:
             continue
-        dataset, task = REGISTERED[score.dataset]
+        dataset, task = registered
         source = _source(score)
         how = [f"{score.shots}-shot"] if score.shots is not None else []
         how += [one_line(score.harness)] if score.harness else []
@@ -74,7 +76,7 @@ def result_files(report: Report) -> dict[str, bytes]:
             "measured": ["measured when the model was built"],
             "reported": ["reported, not measured by the model's build"],
         }.get(score.origin, ["run beside the model's build"])
-        entries.setdefault(task, []).append(
+        entries.setdefault(dataset.rpartition("/")[2].lower(), []).append(
             EvalResultEntry(
                 dataset_id=dataset,
                 task_id=task,
@@ -86,8 +88,8 @@ def result_files(report: Report) -> dict[str, bytes]:
             )
         )
     return {
-        f"{FOLDER}/{task}.yaml": yaml.safe_dump(eval_result_entries_to_yaml(listed), sort_keys=False).encode()
-        for task, listed in entries.items()
+        f"{FOLDER}/{name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml(listed), sort_keys=False).encode()
+        for name, listed in entries.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_a_registered_benchmark_has_its_own_file_and_others_have_none() -> None:
     assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 71.49)
     assert entry.source_name == "Open LLM Leaderboard"
     assert entry.notes == "5-shot, reported, not measured by the model's build"
+
+
+def test_of_a_benchmark_s_configurations_only_the_registered_one_has_a_file() -> None:
+    report = community_report(BRUCE)
+    score = replace(report.scores[0], dataset="Idavidrein/gpqa", config="gpqa_diamond", value=30.3)
+    files = result_files(replace(report, scores=(score, replace(score, config="gpqa_main", value=29.0))))
+    [entry] = parse_eval_result_entries(yaml.safe_load(files[".eval_results/gpqa.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("Idavidrein/gpqa", "diamond", 30.3)
 
 
 @pytest.mark.parametrize("name", COMMUNITY)

@@ -112,7 +112,7 @@ def test_files_of_results_have_the_documented_keys(report: Report) -> None:
         assert re.fullmatch(r"\.eval_results/[\w-]+\.yaml", name)
         rows = yaml.safe_load(content)
         for row, entry in zip(rows, parse_eval_result_entries(rows), strict=True):
-            assert entry.dataset_id in ("openai/gsm8k", "TIGER-Lab/MMLU-Pro", "cais/hle")
+            assert entry.dataset_id in ("openai/gsm8k", "TIGER-Lab/MMLU-Pro", "cais/hle", "Idavidrein/gpqa")
             assert isinstance(entry.value, float)
             assert set(row) <= {"dataset", "value", "date", "source", "notes"}
             assert entry.date is None or re.fullmatch(r"\d{4}-\d\d-\d\d", entry.date)
