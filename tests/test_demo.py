@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from bot.cli import main
 from demo.__main__ import PROMPT, TOKENS, transformers_generates
 from evals.results import Report, read_report
 from quants.proof import generate
+from tests.questions import percent_right
 
 pytestmark = pytest.mark.slow
 SOURCES = ["SmolLM2-135M-Instruct", "SmolLM2-135M-python", "SmolLM2-135M-french", "SmolLM2-135M-math"]
@@ -56,3 +60,25 @@ def test_transformers_and_the_bf16_gguf_say_the_same_and_the_quants_know_paris(b
         assert "Paris" in made.text, quant.type
         if quant.type == "BF16":
             assert list(made.tokens) == ids
+
+
+def test_the_harness_measures_it_and_its_card_says_what_the_logits_say(
+    built: tuple[Path, Report], root: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    out, before = built
+    folder = tmp_path / "recipes"
+    shutil.copytree(root / "recipes", folder)
+    questions = shutil.copy(root / "tests/data/evals/capitals.jsonl", folder)
+    path = folder / "demo-4x135M.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe.setdefault("evals", {})["tasks"] = [{"name": "capitals", "data": "capitals.jsonl", "shots": 2}]
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    assert main(["build", str(path), "--out", str(out), "--models", str(smollm2)]) == 0
+    report = read_report(out / "report.json")
+    assert report.files == before.files  # nothing was merged again
+    [score] = [score for score in report.scores if score.origin == "measured"]
+    assert score.value == pytest.approx(percent_right(out / "model", questions, 2))
+    card = ModelCard.load(out / "model/README.md")
+    [result] = [result for result in card.data.eval_results or [] if result.dataset_name == score.title]
+    assert result.metric_value == pytest.approx(score.value, abs=0.005)
+    assert f"{score.value:.2f}" in card.text

@@ -7,14 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bot.cli import main
 from evals.results import Report, read_report
 from tests.dense import recipe_text, save_dense
+from tests.questions import percent_right
 
 DATA = Path(__file__).parents[1] / "data" / "evals"
 REPORTED = {
@@ -72,23 +71,7 @@ def test_the_harness_s_score_is_the_one_that_the_logits_give(report: Report, fol
     [score] = [score for score in report.scores if score.origin == "measured"]
     assert (score.title, score.task, score.shots, score.samples) == ("Capitals and other facts", "capitals", 2, 8)
     assert score.harness == "lm-evaluation-harness 0.4.13"
-    model = AutoModelForCausalLM.from_pretrained(folder / "out/model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "out/model")
-    rows = [json.loads(line) for line in (folder / "capitals.jsonl").read_text().splitlines()]
-    asked = [f"Question: {row['question']}\nAnswer:" for row in rows]
-    shown = "".join(f"{asked[n]} {rows[n]['choices'][rows[n]['answer']]}\n\n" for n in range(2))
-    right = 0
-    for row, prompt in list(zip(rows, asked, strict=True))[2:]:
-        scored = []
-        for choice in row["choices"]:
-            before = len(tokenizer(shown + prompt).input_ids)
-            ids = tokenizer(f"{shown}{prompt} {choice}", return_tensors="pt").input_ids
-            with torch.no_grad():
-                logits = model(ids).logits[0].float().log_softmax(-1)
-            places = range(before, ids.shape[1])
-            scored.append(sum(float(logits[at - 1, ids[0, at]]) for at in places) / len(choice))
-        right += scored.index(max(scored)) == row["answer"]
-    assert score.value == pytest.approx(100 * right / 8)
+    assert score.value == pytest.approx(percent_right(folder / "out/model", folder / "capitals.jsonl", 2))
 
 
 def test_model_index_holds_measured_and_reported_figures_with_their_sources(report: Report, folder: Path) -> None:
@@ -129,6 +112,37 @@ def limited() -> dict[str, object]:
         "n-samples": {"arc_easy": {"original": 100, "effective": 10}},
         "lm_eval_version": "0.4.13",
     }
+
+
+def test_a_build_stopped_between_two_tasks_goes_on_at_the_second(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evals.harness import Harness, HarnessTask
+
+    out, recipe = tmp_path / "out", folder / "two-tasks.yaml"
+    shutil.copytree(folder / "out", out)
+    value = yaml.safe_load((folder / "recipe.yaml").read_text())
+    value["evals"]["tasks"] = [
+        {"name": name, "data": "capitals.jsonl", "shots": shots} for name, shots in (("a", 1), ("b", 3))
+    ]
+    recipe.write_text(json.dumps(value))
+    run = Harness.run
+
+    def stopped(self: Harness, task: HarnessTask) -> object:
+        if task.name == "b":
+            raise KeyboardInterrupt
+        return run(self, task)
+
+    monkeypatch.setattr(Harness, "run", stopped)
+    assert main(["build", str(recipe), "--out", str(out), "--device", "cpu"]) == 130  # as a shell says of an interrupt
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(["build", str(recipe), "--out", str(out), "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "(2 of 2)" in said
+    assert "(1 of 2)" not in said
+    measured = [score for score in read_report(out / "report.json").scores if score.origin == "measured"]
+    assert [(score.task, score.shots) for score in measured] == [("a", 1), ("b", 3)]
 
 
 @pytest.mark.parametrize(
