@@ -16,6 +16,8 @@ from evals.results import ExpertUsed, ExpertWorth, LayerRouting, Report, RouterM
 MAX_CONDITION = 5.0
 # An expert that gets less than this part of its even share of the tokens is hardly used.
 HARDLY_USED = 0.25
+# A gain of less than this, in nats per token, is no more than what rounding in bfloat16 makes of one and the same model.
+NOTICEABLE = 0.02
 NOTHING = Markdown("-")
 
 
@@ -176,16 +178,17 @@ def _measured_limits(report: Report) -> list[str]:
 def _worth_limit(report: Report, worth: ExpertWorth) -> list[str]:
     """An expert whose skill does not survive in the merge, or that has none over the base."""
     who = _capital(_named(report, worth.expert))
-    if worth.own is None:  # an expert of a mixture, which is no model of its own
+    # An expert of a mixture is no model of its own, and one that is the base itself has nothing over it.
+    if worth.own is None or report.experts[worth.expert].source == report.base:
         return []
     if worth.own >= worth.base:
         alone = (
             f"{who} predicts its own kind of text no better than the base does (loss {worth.own:.2f} against "
             f"{worth.base:.2f} nats per token)."
         )
-        return [] if report.experts[worth.expert].source == report.base else [alone]
+        return [alone]
     gain, kept = worth.base - worth.own, worth.base - worth.shared
-    if kept >= gain / 2:
+    if gain < NOTICEABLE or kept >= gain / 2:
         return []
     lost = (
         f"{who} loses most of its skill here: of its {gain:.2f} nats per token over the base on its own kind of text, "

@@ -10,7 +10,7 @@ import pytest
 
 from cards.render import render_model_card
 from cards.sections import HEADINGS
-from evals.results import CardText, Report
+from evals.results import CardText, ExpertWorth, Report
 from merge.errors import RecipeError
 from merge.recipe import CARD_SECTIONS
 from tests.cards.page import body, page
@@ -90,3 +90,16 @@ def test_a_section_that_is_not_there_is_an_error_with_the_nearest(
         loaded_recipe(recipe_text("a/b", ["a/b", "a/c"], card=card), tmp_path)
     assert any(said in finding.text for finding in error.value.findings)
     loaded_recipe(recipe_text("a/b", ["a/b", "a/c"], card={"sections": {"Mine": "text"}, "order": ["Mine"]}), tmp_path)
+
+
+def test_nothing_is_said_of_a_skill_that_is_no_more_than_rounding() -> None:
+    report = measured_report()
+    others = [number for number, expert in enumerate(report.experts) if expert.source != report.base]
+    sizes = {0.4: True, 0.01: False}
+    for gain, is_said in sizes.items():
+        worth = ExpertWorth(expert=others[0], tokens=100, base=2.0, own=2.0 - gain, shared=2.0)
+        assert ("loses most of its skill" in render_model_card(replace(report, worth=(worth,)))) == is_said
+    # An expert that is the base itself has no skill of its own to lose.
+    same = tuple(replace(expert, source=report.base) for expert in report.experts)
+    worth = ExpertWorth(expert=others[0], tokens=100, base=2.0, own=1.6, shared=2.0)
+    assert "loses most" not in render_model_card(replace(report, experts=same, worth=(worth,)))
