@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bot.differences import Difference
-from bot.disk import parse_size, plan_bounded
 from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
 from merge import findings as f
@@ -168,6 +167,8 @@ def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | N
     memory = memory_bytes(plan)
     found = [*plan.findings, *runner_findings(loaded), *_hints(plan)]
     if loaded.recipe.build.max_disk is not None and has_weights:
+        from bot.disk import parse_size, plan_bounded  # and with it numpy, which no other preview needs
+
         try:
             bounded = plan_bounded(plan, parse_size(loaded.recipe.build.max_disk))
             disk, download = bounded.disk_bytes, bounded.download

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def percent_right(model: Path, questions: Path, shots: int) -> float:
     """The share, in percent, of the questions after the first `shots`, which stand answered in the prompt, for which the right
     choice has the largest likelihood a character."""
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")  # as the harness does
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
     asked = [f"Question: {row['question']}\nAnswer:" for row in rows]

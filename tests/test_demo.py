@@ -68,7 +68,7 @@ def test_the_harness_measures_it_and_its_card_says_what_the_logits_say(
     out, before = built
     folder = tmp_path / "recipes"
     shutil.copytree(root / "recipes", folder)
-    questions = shutil.copy(root / "tests/data/evals/capitals.jsonl", folder)
+    questions = Path(shutil.copy(root / "tests/data/evals/capitals.jsonl", folder))
     path = folder / "demo-4x135M.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     recipe.setdefault("evals", {})["tasks"] = [{"name": "capitals", "data": "capitals.jsonl", "shots": 2}]
