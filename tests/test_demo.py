@@ -77,7 +77,8 @@ def test_the_harness_measures_it_and_its_card_says_what_the_logits_say(
     report = read_report(out / "report.json")
     assert report.files == before.files  # nothing was merged again
     [score] = [score for score in report.scores if score.origin == "measured"]
-    assert score.value == pytest.approx(percent_right(out / "model", questions, 2))
+    # In bfloat16 a near tie of the eight may fall otherwise by how the harness batches them; tests/bot/test_evals.py is exact.
+    assert score.value == pytest.approx(percent_right(out / "model", questions, 2), abs=12.5)
     card = ModelCard.load(out / "model/README.md")
     [result] = [result for result in card.data.eval_results or [] if result.dataset_name == score.title]
     assert result.metric_value == pytest.approx(score.value, abs=0.005)
