@@ -43,7 +43,7 @@ Faults = Callable[[int, Request], Fault | None]
 
 @dataclass
 class Exchange:
-    """One request that was answered: `range` is its Range header, `sent` and `received` are bytes of body."""
+    """One request: `range` is its Range header, `sent` and `received` are bytes of body, 0 is the status before an answer."""
 
     number: int
     method: str
@@ -96,6 +96,7 @@ class Outermost:
             return
         request = Request(scope)
         seen = Exchange(next(self._numbers), request.method, scope["path"], request.headers.get("range"))
+        self.log.append(seen)  # first, as a client that has its answer may look here before this method ends
         decide = self.faults()
         fault = decide(seen.number, request) if decide is not None else None
 
@@ -133,8 +134,8 @@ class Outermost:
                 await send({"type": "http.response.body", "body": kept, "more_body": True})
                 _cut(send, flush=True)
                 raise Dropped
-            await send(message)
             seen.sent += 0 if request.method == "HEAD" else len(body)
+            await send(message)
 
         try:
             if fault is not None and fault.stall:
@@ -150,8 +151,6 @@ class Outermost:
             await self.app(scope, counted_receive, counted_send)
         except Dropped:
             return
-        finally:
-            self.log.append(seen)
 
 
 def _cut(send: Send, *, flush: bool) -> None:
