@@ -40,6 +40,11 @@ def preview_changes(
             return Preview(change.path, change.name, (), bug=_said(error), change=change.kind)
 
     wanted = [change for change in changes if change.file is not None and change.kind in (ADDED, CHANGED, ASKED)]
+    # All sources are asked for at once, whichever recipe is looked at first.
+    for change in wanted:
+        for file in (change.file, change.old):
+            if file is not None and file.loaded is not None:
+                sources(file.path).begin(file.loaded.recipe.references)
     with ThreadPoolExecutor(RECIPES_AT_ONCE) as pool:
         return list(pool.map(one, wanted))
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import quote
 
 from merge.checkpoint import (
     MAX_JSON,
@@ -47,7 +49,7 @@ Kind: TypeAlias = Literal["model", "dataset"]
 FIRST_RANGE = 64 * 1024
 # A zip file's directory is at its end: about 100 bytes for each tensor.
 LAST_RANGE = 64 * 1024
-REQUESTS_AT_ONCE = 8
+REQUESTS_AT_ONCE = 16
 # How often a header is asked for again after a failure that passes: a preview is not to wait for long.
 RETRIES = 2
 
@@ -63,6 +65,8 @@ class Hub:
         self._endpoint, self._token, self._folder = endpoint, token, cache
         self._opened: dict[tuple[ModelReference, Layout], Future[Checkpoint]] = {}
         self._lock = threading.Lock()
+        # Models wait for their files, so the files have threads of their own.
+        self._models, self._files = (ThreadPoolExecutor(REQUESTS_AT_ONCE) for _ in range(2))
 
     @cached_property
     def api(self) -> HfApi:
@@ -77,34 +81,40 @@ class Hub:
 
     def open(self, reference: ModelReference, layout: Layout = MODEL) -> Checkpoint:
         """The checkpoint at `reference`, from its headers, pinned to the commit its revision meant when it was first asked for."""
+        return self.begin(reference, layout).result()
+
+    def begin(self, reference: ModelReference, layout: Layout = MODEL) -> Future[Checkpoint]:
+        """The same, which other threads ask for while this one goes on."""
         with self._lock:
-            known = self._opened.get((reference, layout))
-            future = known or self._opened.setdefault((reference, layout), Future())
-        if known is None:
-            try:
-                future.set_result(self._known(reference, layout) or self._ask(reference, layout))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
+            future = self._opened.get((reference, layout))
+            if future is None:
+                future = self._models.submit(lambda: self._known(reference, layout) or self._ask(reference, layout))
+                self._opened[reference, layout] = future
+            return future
 
     def _known(self, reference: ModelReference, layout: Layout) -> Checkpoint | None:
         """The checkpoint from the cache, if its revision still means the commit that is kept."""
         if self._cache is None:
             return None
         commit = self._cache.commit(reference.path, reference.revision)
-        found = self._cache.get(reference.path, commit, layout, str(reference)) if commit else None
-        if found is not None and commit != reference.revision:
-            with _readable(str(reference), self.api.endpoint):
-                now = self.api.model_info(reference.path, revision=reference.revision, expand=["sha"]).sha
-            return found if now == commit else None
-        return found
+        if commit is None or (
+            commit != reference.revision and self._info(reference, {"expand": "sha"}).get("sha") != commit
+        ):
+            return None
+        return self._cache.get(reference.path, commit, layout, str(reference))
+
+    def _info(self, reference: ModelReference, parameters: dict[str, str]) -> dict[str, Any]:
+        """What the Hub says of a repository at a revision. The client's own `model_info` makes objects of all of it, which
+        takes longer than the request."""
+        revision = f"/revision/{quote(reference.revision, safe='')}" if reference.revision else ""
+        url = f"{self.api.endpoint}/api/models/{reference.path}{revision}"
+        return load_json(self._request(str(reference), url, parameters=parameters)[1], str(reference))
 
     def _ask(self, reference: ModelReference, layout: Layout) -> Checkpoint:
         name = str(reference)
-        with _readable(name, self.api.endpoint):
-            info = self.api.model_info(reference.path, revision=reference.revision, files_metadata=True)
-        commit = info.sha or ""
-        files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+        info = self._info(reference, {"blobs": "true"})
+        commit, listed = info.get("sha") or "", info.get("siblings") or []
+        files = {file["rfilename"]: file.get("size") or 0 for file in listed if "/" not in file["rfilename"]}
         check_config(files, layout, name, "repository")
         config = load_json(self._small_file(reference.path, commit, layout.config, files), f"{name}/{layout.config}")
         shards = weight_files(
@@ -113,7 +123,7 @@ class Hub:
             lambda file: load_json(self._small_file(reference.path, commit, file, files), f"{name}/{file}"),
             name,
         )
-        card = info.card_data
+        license = (info.get("cardData") or {}).get("license")
         found = Checkpoint(
             key=f"{reference.path}@{commit}",
             name=name,
@@ -121,8 +131,8 @@ class Hub:
             tensors=self._headers(reference, commit, shards, files) if shards else None,
             files=files,
             commit=commit,
-            sha256={file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs is not None},
-            license=card.license if card is not None and isinstance(card.license, str) else None,
+            sha256={file["rfilename"]: file["lfs"]["sha256"] for file in listed if file.get("lfs")},
+            license=license if isinstance(license, str) else None,
             why_no_headers=None if shards else missing_weights(files),
             fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
         )
@@ -185,11 +195,10 @@ class Hub:
     def _headers(
         self, reference: ModelReference, commit: str, shards: list[str], files: dict[str, int]
     ) -> dict[str, TensorInfo]:
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            found = pool.map(lambda shard: self._header(reference.path, commit, shard, files[shard]), shards)
-            tensors: dict[str, TensorInfo] = {}
-            for shard, part in zip(shards, found, strict=True):
-                add_shard(tensors, part, shard, str(reference))
+        found = self._files.map(lambda shard: self._header(reference.path, commit, shard, files[shard]), shards)
+        tensors: dict[str, TensorInfo] = {}
+        for shard, part in zip(shards, found, strict=True):
+            add_shard(tensors, part, shard, str(reference))
         return tensors
 
     def _header(self, path: str, commit: str, shard: str, size: int) -> dict[str, TensorInfo]:
@@ -243,17 +252,32 @@ class Hub:
     ) -> tuple[int, bytes]:
         """A file of the repository in one request, without the HEAD that the client's own download asks first."""
         from huggingface_hub import hf_hub_url
+
+        url = hf_hub_url(path, file, repo_type=kind, revision=commit, endpoint=self.api.endpoint)
+        return self._request(f"{path}/{file}", url, headers=headers, kind=kind, retries=RETRIES)
+
+    def _request(
+        self,
+        what: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        parameters: Mapping[str, str] | None = None,
+        kind: Kind = "model",
+        retries: int = 0,
+    ) -> tuple[int, bytes]:
+        """Status and body of a GET through the client's session. Raises SourceError, which says `what` was asked for."""
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 
-        url = hf_hub_url(path, file, repo_type=kind, revision=commit, endpoint=self.api.endpoint)
-        with _readable(f"{path}/{file}", self.api.endpoint, kind):
+        with _readable(what, self.api.endpoint, kind):
             response = http_backoff(
                 "GET",
                 url,
-                headers=build_hf_headers(token=self.api.token) | headers,
+                headers={**build_hf_headers(token=self.api.token), **headers},
+                params=parameters,
                 follow_redirects=True,
-                max_retries=RETRIES,
+                max_retries=retries,
             )
             hf_raise_for_status(response)
         return response.status_code, response.content

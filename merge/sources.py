@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,6 @@ from merge.checkpoint import ADAPTER, MODEL, Checkpoint, Layout, open_folder
 from merge.errors import SourceError
 from merge.hub import Hub
 from merge.reference import ModelReference
-
-OPENED_AT_ONCE = 8
 
 
 class LocalNotAllowedError(SourceError):
@@ -61,14 +58,20 @@ class Sources:
         model, *adapters = (self._open(*part) for part in _parts(reference))
         return _with_adapter(model, *adapters)
 
+    def begin(self, references: Iterable[ModelReference]) -> list[ModelReference]:
+        """Ask the Hub for several at once, without waiting for its answers; each once."""
+        wanted = list(dict.fromkeys(references))
+        for part, layout in _all_parts(wanted):
+            if not part.is_local and self._kept(part) is None:
+                self.hub.begin(self._pinned(part), layout)
+        return wanted
+
     def open_all(
         self, references: Iterable[ModelReference]
     ) -> tuple[dict[ModelReference, Checkpoint], dict[ModelReference, SourceError]]:
         """Open several at once, each model and adapter once: those that could be, and the error of each that could not."""
-        wanted = list(dict.fromkeys(references))
-        parts = list(dict.fromkeys(part for reference in wanted for part in _parts(reference)))
-        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            outcomes = dict(zip(parts, pool.map(lambda part: self._try_open(*part), parts), strict=True))
+        wanted = self.begin(references)
+        outcomes = {part: self._try_open(*part) for part in _all_parts(wanted)}
         opened: dict[ModelReference, Checkpoint] = {}
         failed: dict[ModelReference, SourceError] = {}
         for reference in wanted:
@@ -118,12 +121,18 @@ class Sources:
     def _open(self, reference: ModelReference, layout: Layout) -> Checkpoint:
         if reference.is_local:
             return open_folder(self._local_folder(reference), str(reference), layout)
-        if self._models is not None and (self._models / reference.path).is_dir():
-            return open_folder(self._models / reference.path, str(reference), layout)
+        if (kept := self._kept(reference)) is not None:
+            return open_folder(kept, str(reference), layout)
+        return replace(self.hub.open(self._pinned(reference), layout), name=str(reference))
+
+    def _kept(self, reference: ModelReference) -> Path | None:
+        """Where a model lies that is kept under its name on the Hub."""
+        folder = self._models / reference.path if self._models is not None else None
+        return folder if folder is not None and folder.is_dir() else None
+
+    def _pinned(self, reference: ModelReference) -> ModelReference:
         commit = self._pins.get(str(reference))
-        if commit is None:
-            return self.hub.open(reference, layout)
-        return replace(self.hub.open(replace(reference, revision=commit), layout), name=str(reference))
+        return replace(reference, revision=commit) if commit is not None else reference
 
     def _try_open(self, reference: ModelReference, layout: Layout) -> Checkpoint | SourceError:
         try:
@@ -141,6 +150,10 @@ class Sources:
 
 def _parts(reference: ModelReference) -> list[tuple[ModelReference, Layout]]:
     return list(zip(reference.parts, (MODEL, ADAPTER), strict=False))
+
+
+def _all_parts(references: Iterable[ModelReference]) -> list[tuple[ModelReference, Layout]]:
+    return list(dict.fromkeys(part for reference in references for part in _parts(reference)))
 
 
 def _with_adapter(model: Checkpoint, adapter: Checkpoint | None = None) -> Checkpoint:

@@ -68,11 +68,13 @@ def settings(request: Request, body: dict[str, Any]) -> Response:
 
 
 def info(request: Request) -> Response:
-    """GET /api/{kind}s/{repo} and /revision/{revision}"""
-    found = repository(request, "read")
+    """GET /api/{kind}s/{repo} and /revision/{revision}, with ``expand`` (one or more properties) no more than that."""
+    found, query = repository(request, "read"), request.query_params
     commit = found.resolve(request.path_params.get("revision", "main"))
-    blobs = web.flag(request.query_params.get("blobs", ""))
-    return JSONResponse(describe.repository(found, commit, blobs=blobs))
+    expand = [*query.getlist("expand"), *query.getlist("expand[]")]
+    if other := set(expand) - describe.PROPERTIES.keys():
+        raise errors.bad_request(f"Cannot expand {min(other)!r}: this Hub does not have it.")
+    return JSONResponse(describe.repository(found, commit, blobs=web.flag(query.get("blobs", "")), expand=expand))
 
 
 def listing(request: Request) -> Response:

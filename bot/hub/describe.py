@@ -6,7 +6,9 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +21,72 @@ _HEADER_BYTES = 64 << 20
 _TEXT_BYTES = 4 << 20
 
 
-def repository(repo: Repository, commit: str, *, blobs: bool = False) -> dict[str, Any]:
-    """A repository at a commit; `blobs` adds size and hashes to each of its files."""
-    settings, files = repo.settings, repo.files(commit)
-    by_path = {file.path: file for file in files}
-    data = card_data(repo, by_path.get("README.md"))
-    kinds = {suffix for suffix in ("safetensors", "gguf") if any(file.path.endswith(f".{suffix}") for file in files)}
-    answer: dict[str, Any] = {
-        "_id": commit[:24],
-        "id": repo.name.id,
-        "author": repo.name.owner,
-        "sha": commit,
-        "createdAt": settings.created_at,
-        "lastModified": iso(repo.objects.commit(commit).date),
-        "private": settings.private,
-        "gated": settings.gated,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": list(dict.fromkeys([*sorted(kinds), *card.tags(data or {})])),
-        "siblings": [_sibling(file, blobs) for file in files],
-        "usedStorage": sum(file.size for file in files if file.lfs),
-    }
-    if data is not None:
-        answer["cardData"] = data
-    if repo.name.kind == "model":
-        answer["modelId"] = repo.name.id
-        answer |= {key: data[key] for key in ("pipeline_tag", "library_name", "model-index") if data and key in data}
-        config = _json(repo, by_path.get("config.json"))
-        if isinstance(config, dict):
-            answer["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
-        headers = safetensors_headers(repo, by_path, INDEX if INDEX in by_path else SINGLE)
-        if headers:
-            answer["safetensors"] = _parameters(headers)
-    return answer
+def repository(repo: Repository, commit: str, *, blobs: bool = False, expand: Sequence[str] = ()) -> dict[str, Any]:
+    """A repository at a commit; `blobs` adds size and hashes to each of its files. With `expand` nothing but the properties
+    of these names is told, or looked up."""
+    seen = _Seen(repo, commit, blobs)
+    names = [name for name in (expand or PROPERTIES) if repo.name.kind == "model" or name not in _OF_MODELS]
+    answer = {"_id": commit[:24], "id": repo.name.id} | {name: PROPERTIES[name](seen) for name in names}
+    return {name: value for name, value in answer.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the properties of a repository at a commit are found in."""
+
+    repo: Repository
+    commit: str
+    blobs: bool
+
+    @cached_property
+    def files(self) -> dict[str, File]:
+        return {file.path: file for file in self.repo.files(self.commit)}
+
+    @cached_property
+    def card(self) -> dict[str, Any] | None:
+        return card_data(self.repo, self.files.get("README.md"))
+
+    @property
+    def tags(self) -> list[str]:
+        kinds = {kind for kind in ("safetensors", "gguf") if any(path.endswith(f".{kind}") for path in self.files)}
+        return list(dict.fromkeys([*sorted(kinds), *card.tags(self.card or {})]))
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        config = _json(self.repo, self.files.get("config.json"))
+        if not isinstance(config, dict):
+            return None
+        return {key: config[key] for key in ("architectures", "model_type") if key in config}
+
+    @property
+    def safetensors(self) -> dict[str, Any] | None:
+        headers = safetensors_headers(self.repo, self.files, INDEX if INDEX in self.files else SINGLE)
+        return _parameters(headers) if headers else None
+
+
+# By its name in `expand`; what is None is left out.
+PROPERTIES: dict[str, Callable[[_Seen], Any]] = {
+    "author": lambda seen: seen.repo.name.owner,
+    "sha": lambda seen: seen.commit,
+    "createdAt": lambda seen: seen.repo.settings.created_at,
+    "lastModified": lambda seen: iso(seen.repo.objects.commit(seen.commit).date),
+    "private": lambda seen: seen.repo.settings.private,
+    "gated": lambda seen: seen.repo.settings.gated,
+    "disabled": lambda seen: False,
+    "downloads": lambda seen: 0,
+    "likes": lambda seen: 0,
+    "tags": lambda seen: seen.tags,
+    "siblings": lambda seen: [_sibling(file, seen.blobs) for file in seen.files.values()],
+    "usedStorage": lambda seen: sum(file.size for file in seen.files.values() if file.lfs),
+    "cardData": lambda seen: seen.card,
+    "modelId": lambda seen: seen.repo.name.id,
+    "pipeline_tag": lambda seen: (seen.card or {}).get("pipeline_tag"),
+    "library_name": lambda seen: (seen.card or {}).get("library_name"),
+    "model-index": lambda seen: (seen.card or {}).get("model-index"),
+    "config": lambda seen: seen.config,
+    "safetensors": lambda seen: seen.safetensors,
+}
+_OF_MODELS = frozenset({"modelId", "pipeline_tag", "library_name", "model-index", "config", "safetensors"})
 
 
 def item(entry: File | Folder) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -96,6 +102,15 @@ def test_headers_are_read_without_the_weights(hub: Server, api: HfApi, repo: str
     assert whole.weight_map == weight_map
     stated = api.model_info(repo).safetensors
     assert (stated.parameters, stated.total) == ({"BF16": 512 * 1024 + 15, "F32": 7}, 512 * 1024 + 22)
+
+
+def test_model_info_of_named_properties_tells_nothing_else(api: HfApi, repo: str, model: Path):
+    api.upload_folder(repo_id=repo, folder_path=model)
+    whole, some = api.model_info(repo), api.model_info(repo, expand=["sha", "cardData"])
+    assert (some.sha, some.card_data.to_dict()) == (whole.sha, whole.card_data.to_dict())
+    assert whole.siblings and some.siblings is None and some.safetensors is None
+    with pytest.raises(BadRequestError, match="Cannot expand 'taste'"):
+        api.model_info(repo, expand=["taste", "sha"])
 
 
 def test_model_info_tells_card_sizes_and_hashes(api: HfApi, repo: str, model: Path):
