@@ -51,6 +51,10 @@ class LargeFile:
         self._pool.shutdown()
         os.close(self._descriptor)
 
+    def reserve(self, count: int) -> None:
+        """Claim the space of a file of `count` bytes."""
+        os.posix_fallocate(self._descriptor, 0, count)
+
     def space(self) -> memoryview:
         """Where the next bytes go: some of them, at least one."""
         if self._used == BUFFER_BYTES:
@@ -70,13 +74,20 @@ class LargeFile:
             self.filled(count)
             data = data[count:]
 
+    def pad(self, alignment: int) -> None:
+        """Append zeros up to a multiple of `alignment`."""
+        self.write(memoryview(bytes(-(self._start + self._used) % alignment)))
+
     def finish(self) -> None:
-        """Bring all of it to the disk."""
+        """Bring all of it to the disk, and let the buffers go."""
         for written, _ in self._under_way:
             written.result()
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)  # the last bytes fill no block
         self._write(self._buffer[: self._used], self._start)
         os.fsync(self._descriptor)
+        self._under_way.clear()
+        self._free.clear()
+        self._buffer = memoryview(b"")
 
     def _send(self) -> None:
         """Send the buffer on its way and take another one."""

@@ -77,12 +77,9 @@ def _write(
     temporary = path.with_name(f".{path.name}.part")
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(temporary.unlink, missing_ok=True)
-        with destination(path):
-            file = begin(split.layout, split.types, tensors, metadata, path, temporary)
-        cleanup.callback(os.close, file.descriptor)
+        file = cleanup.enter_context(begin(split.types, tensors, metadata, path, temporary))
         part = replace(split.layout, tensors=tuple(tensors))
         target = OpenTarget(split.types, (file,))
         write_tensors(part, contents, [target], threads or len(os.sched_getaffinity(0)), progress, importance or {})
         with destination(path):
-            os.fsync(file.descriptor)
             temporary.rename(path)

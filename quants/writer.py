@@ -1,7 +1,7 @@
 """GGUF files on disk: several file types in one pass over the source, whole or split, with flat memory.
 
-A file is written under a temporary name beside its own and renamed when all of it is on the disk, so nothing half-written
-ever looks finished. Its space is claimed at the start: a full disk is known before the work, not after it.
+A file is written from front to back under a temporary name beside its own and renamed when all of it is on the disk, so
+nothing half-written ever looks finished. Its space is claimed at the start: a full disk is known before the work, not after it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from merge.errors import DestinationError, SourceError
-from quants.filetypes import TENSOR_TYPES, FileType, padded, tensor_bytes
+from merge.large_file import LargeFile
+from quants.filetypes import ALIGNMENT, TENSOR_TYPES, FileType, padded, tensor_bytes
+from quants.header import header
 from quants.kernels import encode, float32
 from quants.layout import GgufTensor, Layout
 from quants.mixtures import needs_importance
@@ -51,23 +54,23 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """A file under its temporary name. `offsets` says where the data of its tensors begin."""
+class OpenFile:
+    """A file under its temporary name, its header written. Its tensors follow in this order."""
 
     path: Path
     temporary: Path
-    descriptor: int
-    offsets: Mapping[str, int]
+    data: LargeFile
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
     types: Mapping[str, str]
-    files: tuple[_OpenFile, ...]
+    files: tuple[OpenFile, ...]
 
     @property
-    def places(self) -> dict[str, _OpenFile]:
-        return {name: file for file in self.files for name in file.offsets}
+    def places(self) -> dict[str, OpenFile]:
+        return {name: file for file in self.files for name in file.tensors}
 
 
 def write_ggufs(
@@ -94,9 +97,7 @@ def write_ggufs(
                 temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
                 cleanup.callback(temporary.unlink, missing_ok=True)
                 metadata = shard_metadata(target.metadata, index, len(parts), len(layout.tensors))
-                with destination(path):
-                    files.append(begin(layout, types, tensors, metadata, path, temporary))
-                cleanup.callback(os.close, files[-1].descriptor)
+                files.append(cleanup.enter_context(begin(types, tensors, metadata, path, temporary)))
             opened.append(OpenTarget(types, tuple(files)))
         count = threads or len(os.sched_getaffinity(0))
         write_tensors(layout, contents, opened, count, progress or (lambda _: None), importance or {})
@@ -104,7 +105,6 @@ def write_ggufs(
             # The first file, which makes the others usable, gets its name last.
             for file in reversed(open_target.files):
                 with destination(file.path):
-                    os.fsync(file.descriptor)
                     file.temporary.rename(file.path)
         for folder in {target.path.parent for target in targets}:
             _sync_folder(folder)
@@ -133,40 +133,24 @@ def shard_metadata(metadata: Mapping[str, Any], index: int, count: int, tensors:
     return {**(metadata if index == 0 else {}), **split}
 
 
+@contextlib.contextmanager
 def begin(
-    layout: Layout,
-    types: Mapping[str, str],
-    tensors: Sequence[GgufTensor],
-    metadata: Mapping[str, Any],
-    path: Path,
-    temporary: Path,
-) -> _OpenFile:
-    """Writes header, metadata and tensor list, and claims the space of the data."""
-    import gguf
+    types: Mapping[str, str], tensors: Sequence[GgufTensor], metadata: Mapping[str, Any], path: Path, temporary: Path
+) -> Iterator[OpenFile]:
+    """A file with its header, open for the data of `tensors`, whose space is claimed."""
+    head = header(metadata, tensors, types)
+    size = sum(padded(tensor_bytes(types[tensor.name], tensor.expr.shape)) for tensor in tensors)
+    with destination(path):
+        opened = LargeFile(temporary)
+    with opened:
+        with destination(path):
+            opened.reserve(len(head) + size)
+            opened.write(memoryview(head))
+        yield OpenFile(path, temporary, opened, tuple(tensor.name for tensor in tensors))
 
-    writer = gguf.GGUFWriter(None, layout.architecture)
-    writer.kv_data[0] = dict(metadata)
-    relative: dict[str, int] = {}
-    size = 0
-    for tensor in tensors:
-        nbytes = tensor_bytes(types[tensor.name], tensor.expr.shape)
-        kind = gguf.GGMLQuantizationType[types[tensor.name]]
-        # With the dtype of one element named, the shape is taken in elements.
-        writer.add_tensor_info(tensor.name, tensor.expr.shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
-        relative[tensor.name] = size
-        size += padded(nbytes)
-    writer.write_header_to_file(temporary)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    descriptor = os.open(temporary, os.O_RDWR)
-    try:
-        start = padded(os.fstat(descriptor).st_size)
-        os.posix_fallocate(descriptor, 0, start + size)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return _OpenFile(path, temporary, descriptor, {name: start + offset for name, offset in relative.items()})
+
+# A tensor, and the rows of it that one thread takes: start, stop.
+_Task = tuple[GgufTensor, int, int]
 
 
 def write_tensors(
@@ -177,46 +161,51 @@ def write_tensors(
     progress: Progress,
     importance: Importance,
 ) -> None:
-    """Every tensor of every file, in tasks of some rows each; tasks know their place, so their order does not matter."""
+    """Every tensor of every file, and all of it to the disk. Threads make the blocks, some rows each; they are written in order."""
     places = [target.places for target in targets]
 
-    def task(tensor: GgufTensor, start: int, stop: int) -> int:
+    def encoded(tensor: GgufTensor, start: int, stop: int) -> dict[str, npt.NDArray[np.uint8]]:
+        """The bytes of some rows in each of the types that they have."""
         values = rows(contents, tensor.expr, start, stop)
-        kinds = {target.types[tensor.name] for target in targets}
+        kinds = dict.fromkeys(target.types[tensor.name] for target in targets)
         wide = float32(values) if any(TENSOR_TYPES[kind].elements > 1 for kind in kinds) else values
         weights = importance.get(tensor.name)
         if weights is not None and len(weights):
             weights = weights[start * len(weights) // row_count(tensor.expr)]
-        written = 0
-        encoded = {}
+        try:
+            return {kind: encode(wide if TENSOR_TYPES[kind].elements > 1 else values, kind, weights) for kind in kinds}
+        except ValueError as error:
+            raise SourceError(f"tensor {tensor.name} cannot be stored: {error}") from None
+
+    def store(task: _Task, blocks: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        tensor, _, stop = task
         for target, of_target in zip(targets, places, strict=True):
-            kind, file = target.types[tensor.name], of_target[tensor.name]
-            if kind not in encoded:
-                try:
-                    encoded[kind] = encode(wide if TENSOR_TYPES[kind].elements > 1 else values, kind, weights)
-                except ValueError as error:
-                    raise SourceError(f"tensor {tensor.name} cannot be stored: {error}") from None
-            row = tensor_bytes(kind, tensor.expr.shape[-1:])
+            data, file = blocks[target.types[tensor.name]], of_target[tensor.name]
             with destination(file.path):
-                _write_all(file.descriptor, encoded[kind].data, file.offsets[tensor.name] + start * row)
-            written += encoded[kind].nbytes
-        return written
+                file.data.write(data.data)
+                if stop == row_count(tensor.expr):
+                    file.data.pad(ALIGNMENT)
+                    if tensor.name == file.tensors[-1]:
+                        file.data.finish()
+            progress(data.nbytes)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="gguf") as pool:
-        pending: set[Future[int]] = set()
+        under_way: deque[tuple[_Task, Future[dict[str, npt.NDArray[np.uint8]]]]] = deque()
         try:
-            for work in _tasks(layout.tensors):
-                pending.add(pool.submit(task, *work))
-                if len(pending) > 2 * threads:
-                    pending = _collect(pending, progress)
-            while pending:
-                pending = _collect(pending, progress)
+            for task in _tasks(layout.tensors):
+                under_way.append((task, pool.submit(encoded, *task)))
+                if len(under_way) > 2 * threads:
+                    done, blocks = under_way.popleft()
+                    store(done, blocks.result())
+            while under_way:
+                done, blocks = under_way.popleft()
+                store(done, blocks.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _tasks(tensors: Sequence[GgufTensor]) -> Iterator[tuple[GgufTensor, int, int]]:
+def _tasks(tensors: Sequence[GgufTensor]) -> Iterator[_Task]:
     """Tensors in slices of whole rows, none of which reaches over two experts: each has its own importance."""
     for tensor in tensors:
         total = row_count(tensor.expr)
@@ -226,20 +215,6 @@ def _tasks(tensors: Sequence[GgufTensor]) -> Iterator[tuple[GgufTensor, int, int
         for matrix in range(matrices):
             for start in range(0, height, step):
                 yield tensor, matrix * height + start, matrix * height + min(start + step, height)
-
-
-def _collect(pending: set[Future[int]], progress: Progress) -> set[Future[int]]:
-    """Waits for some tasks, reports what they wrote, and returns the others. Raises what a task raised."""
-    done, others = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        progress(future.result())
-    return others
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 @contextlib.contextmanager

@@ -97,6 +97,26 @@ def test_rows_are_the_same_however_they_are_cut(tmp_path: Path) -> None:
             assert np.array_equal(np.concatenate(cut), whole), tensor.name
 
 
+@pytest.mark.parametrize("buffer_bytes", [4096, 12288])
+def test_files_are_the_same_however_they_are_buffered(
+    buffer_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "Tiny", config(num_hidden_layers=1, vocab_size=PIECES))
+    tensors, found, evaluator = checkpoint_expressions(folder)
+
+    def made(name: str) -> list[bytes]:
+        files = quantize(
+            found, tensors, evaluator, folder, tmp_path / name, "Tiny", ["Q8_0", "BF16"], ModelInfo("Tiny"),
+            prove=False, max_bytes=400_000,
+        )  # fmt: skip
+        assert all(len(file.parts) > 1 for file in files)
+        return [part.path.read_bytes() for file in files for part in file.parts]
+
+    usual = made("usual")
+    monkeypatch.setattr("merge.large_file.BUFFER_BYTES", buffer_bytes)
+    assert made("small") == usual
+
+
 def test_a_block_is_the_same_alone_and_among_others() -> None:
     values = np.random.default_rng(0).standard_normal((64, 512), np.float32)
     for kind in ("Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1"):
