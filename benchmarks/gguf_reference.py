@@ -28,6 +28,9 @@ REFERENCE = Path(__file__).parents[1] / "tests" / "quants" / "reference.json"
 
 # Gives the converter a name for the hand-made tokenizer, for which it has none.
 NAMED = "from conversion import base; base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}; "
+# The converter reads Hunyuan-MoE's tokenizer through code from its repository, which a merge of dense models has not: theirs is
+# an ordinary one.
+ORDINARY = "from conversion import hunyuan; hunyuan.HunYuanMoEModel.set_vocab = base.TextModel._set_vocab_gpt2; "
 # A line of the quantiser's dry run.
 _CHOSEN = re.compile(r"\]\s+(\S+)\s+- \[.*-> .*\((\S+)\)")
 
@@ -84,7 +87,8 @@ def record(name: str, scratch: Path, tools: Peer) -> dict[str, Any]:
         if file_type in ("F32", "F16", "BF16"):
             python, flag, run = tools.converter
             if tokenizer == "byte_level":
-                run = run.replace("runpy.run_path", NAMED.format(pre=PRE_TOKENIZER) + "runpy.run_path")
+                named = NAMED.format(pre=PRE_TOKENIZER) + (ORDINARY if name == "hunyuan_v1_moe" else "")
+                run = run.replace("runpy.run_path", named + "runpy.run_path")
             command = [python, flag, run, str(folder), "--outfile", str(out), "--outtype", file_type.lower()]
         else:
             command = [str(tools.quantise), *(["--imatrix", "imatrix.gguf"] if imatrix else [])]

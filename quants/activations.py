@@ -10,8 +10,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from quants.imatrix import Imatrix
-from quants.layout import Layout
+from quants.layout import Layout, Origin
 from quants.mixtures import layer_of, stays_f32
+from quants.nodes import GgufExpr, HeadRows
 
 if TYPE_CHECKING:
     from merge.forward import Batch, Progress, StreamedLayer, StreamedModel
@@ -86,11 +87,12 @@ class _Meter(TorchFunctionMode):
 def _places(model: StreamedModel, layer: StreamedLayer, layout: Layout) -> Iterator[tuple[int, list[_Place]]]:
     """Of each matrix in a layer the address, and the rows of the file that it belongs to."""
     sources = model.parameter_sources(layer)
+    exprs = {tensor.name: tensor.expr for tensor in layout.tensors}
     for name, parameter in layer.module.named_parameters():
         names = sources[name]
         if parameter.dim() == 2:
             origins = [origin for source in names for origin in layout.origins.get(source, ())]
-            yield parameter.data_ptr(), [(origin.tensor, origin.expert or 0) for origin in origins]
+            yield parameter.data_ptr(), [row for origin in origins for row in _rows(origin, exprs.get(origin.tensor))]
         elif parameter.dim() == 3:
             experts = len(parameter)
             for expert in range(experts):
@@ -98,3 +100,11 @@ def _places(model: StreamedModel, layer: StreamedLayer, layout: Layout) -> Itera
                 own = names if len(names) < experts else names[expert::experts]
                 origins = [origin for source in own for origin in layout.origins.get(source, ())]
                 yield parameter[expert].data_ptr(), [(origin.tensor, expert) for origin in origins]
+
+
+def _rows(origin: Origin, x: GgufExpr | None) -> list[_Place]:
+    """The rows of the file that a matrix belongs to. All heads' values are made of one latent; what llama.cpp multiplies the
+    keys' turned matrix with, the queries, is no input of the checkpoint's."""
+    if isinstance(x, HeadRows):
+        return [] if x.turned else [(origin.tensor, head) for head in range(x.heads)]
+    return [(origin.tensor, origin.expert or 0)]

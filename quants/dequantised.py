@@ -18,7 +18,7 @@ from merge.expr import Expr, Read
 from quants.filetypes import tensor_bytes
 from quants.kernels import decode
 from quants.layout import EMBEDDING, OUTPUT, Layout, Origin
-from quants.nodes import Permute
+from quants.nodes import HeadRows, Permute
 from quants.structure import raw, read_tensors
 
 _SOURCE = "gguf"
@@ -44,6 +44,7 @@ class _Weights:
         self._layout = layout
         self._shapes = shapes
         self._heads = {tensor.name: tensor.expr.heads for tensor in layout.tensors if isinstance(tensor.expr, Permute)}
+        self._of_heads = {tensor.name for tensor in layout.tensors if isinstance(tensor.expr, HeadRows)}
 
     def flat(self, tensor: str, start: int, stop: int) -> torch.Tensor:
         """Elements start..stop of the checkpoint's `tensor`, float32."""
@@ -52,6 +53,9 @@ class _Weights:
         if origins[0].parts == 1 and origins[0].tensor not in self._heads:
             return self._rows(origins[0], shape, start, stop)
         # Parts and permuted rows lie apart: the whole is put together.
+        if origins[0].tensor in self._of_heads:  # keys (heads, latent, rows), values (heads, rows, latent)
+            keys, values = (self._rows(origin, self._layout.shapes[origin.tensor]) for origin in origins)
+            return torch.cat([keys.transpose(1, 2), values], dim=1).reshape(-1)[start:stop]
         parts = [self._rows(origin, self._part_shape(origin, shape)) for origin in origins]
         whole = torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
         if heads := self._heads.get(origins[0].tensor):

@@ -22,7 +22,8 @@ class GgufFamily:
     `chosen_key` the one that says how many a token gets. `permuted` says that query and key rows are reordered for
     llama.cpp's rotary embedding, and `ropes` which scalings of it there are. `normalises` is whether llama.cpp scales the
     chosen experts' weights to sum to one where configs have `norm_topk_prob`: it is fixed there. `norms`, `attention`,
-    `experts` and `shared` are tensors of a layer, the last where the entry `shared_key` counts any, or always. `own_output`
+    `experts` and `shared` are tensors of a layer, the last where the entry `shared_key` counts any, or always. `latent` says
+    that queries, keys and values are made through latents, and have other tensors for it. `own_output`
     says that llama.cpp needs an output matrix even where it is the embedding, and `own_heads` that heads may be of another
     size than their share of the hidden size. `needs` are entries of config.json for which transformers has a default that
     matters.
@@ -37,6 +38,7 @@ class GgufFamily:
     normalises: bool | None = None
     norms: tuple[str, ...] = ("attn_norm", "ffn_norm")
     attention: tuple[str, ...] = ()
+    latent: bool = False
     experts: tuple[str, ...] = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
     shared: tuple[str, ...] = ()
     shared_key: str | None = None
@@ -48,6 +50,7 @@ class GgufFamily:
 _SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 _LLAMA3 = ("linear", "yarn", "llama3")
 _GRANITE = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # Needed by all families, beside their own.
 NEEDS = ("max_position_embeddings", "intermediate_size", "num_key_value_heads", "tie_word_embeddings")
 
@@ -66,6 +69,13 @@ FAMILIES: Mapping[str, GgufFamily] = MappingProxyType(
         ),
         "deepseek": GgufFamily(
             "deepseek", "n_routed_experts", permuted=True, ropes=(), normalises=False, shared=_SHARED, own_heads=False,
+        ),
+        "deepseek_v3": GgufFamily(
+            "deepseek2", "n_routed_experts", ropes=(), attention=("attn_q_a_norm", "attn_kv_a_norm"), latent=True,
+            shared=_SHARED, needs=(
+                *_LATENT, "moe_intermediate_size", "first_k_dense_replace", "n_shared_experts", "n_group", "topk_group",
+                "norm_topk_prob", "routed_scaling_factor",
+            ),
         ),
         "granitemoe": GgufFamily(
             "granitemoe", "num_local_experts", permuted=True, ropes=_LLAMA3, own_heads=False, needs=_GRANITE,
@@ -124,7 +134,8 @@ def of_all_layers(config: Mapping[str, Any], key: str) -> int:
 
 def first_moe_layer(config: Mapping[str, Any]) -> int:
     """The first layer with experts: those before it are dense (DeepSeek, Ernie)."""
-    keys = {"deepseek": "first_k_dense_replace", "ernie4_5_moe": "moe_layer_start_index"}
+    keys = {"deepseek": "first_k_dense_replace", "deepseek_v3": "first_k_dense_replace"}
+    keys |= {"ernie4_5_moe": "moe_layer_start_index"}
     return int(config.get(keys.get(config["model_type"], ""), 0) or 0)
 
 
@@ -159,6 +170,23 @@ def why_not(config: Mapping[str, Any]) -> str | None:
             return "expert_selection_fn 'sigmoid', of which no GGUF is made here"
         if "dense" in (config.get("mlp_layer_types") or ()):
             return "dense layers among those with experts, of which no GGUF is made here"
+    if family.latent:
+        return _why_not_latent(config)
     if config["model_type"] == "granitemoe_swa" and len(set(config.get("layer_rope_theta") or ()) - {None, 0}) > 1:
         return "layer_rope_theta of several values; llama.cpp has one for all layers"
+    return None
+
+
+def _why_not_latent(config: Mapping[str, Any]) -> str | None:
+    """Why llama.cpp cannot compute DeepSeek-V3 as transformers does. It knows by the number of layers, and of tokens, which of
+    DeepSeek's models make their queries without a latent."""
+    layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
+    if "q_lora_rank" in config and config["q_lora_rank"] is None:
+        return "q_lora_rank null, of which no GGUF is made here"
+    if layers in (26, 27) or (layers, vocabulary) == (48, 128256):
+        return f"{layers} layers; llama.cpp takes such a model for one whose queries have no latent"
+    if not config.get("rope_interleave", True):
+        return "rope_interleave false; llama.cpp turns neighbouring pairs of numbers here"
+    if config.get("scoring_func", "sigmoid") != "sigmoid":
+        return f"scoring_func {config['scoring_func']!r}; the experts of this architecture are weighed by a sigmoid"
     return None

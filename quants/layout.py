@@ -20,7 +20,7 @@ from merge.expr import Expr
 from quants.families import FAMILIES, GgufFamily, experts_of, first_moe_layer, why_not
 from quants.filetypes import FILE_TYPES, FileType, padded
 from quants.mixtures import ModelShape, file_order, quantised_bytes, tensor_types
-from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
+from quants.nodes import GgufExpr, HeadRows, Part, Permute, RopeFactors, Stack
 
 # The embedding, and the output matrix that may be tied to it.
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -133,6 +133,7 @@ _PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_pro
 _OWN_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias",
+        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
         "block_sparse_moe.router.weight": "ffn_gate_inp.weight",
         "self_attn.sinks": "attn_sinks.weight",
     }
@@ -145,6 +146,9 @@ _FUSED = (
     (re.compile(r".*\.block_sparse_moe\.output_linear\.weight"), ("ffn_down_exps",)),
     (re.compile(r".*\.shared_mlp\.input_linear\.weight"), ("ffn_gate_shexp", "ffn_up_shexp")),
 )
+# The matrices of an attention, and of one through latents.
+_QKV = ("attn_q", "attn_k", "attn_v")
+_LATENT = ("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_k_b", "attn_v_b")
 # Buffers that some old checkpoints store and that follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
@@ -168,7 +172,7 @@ class _Layouter:
         self.config, self.tensors, self.family = config, tensors, family
         self.layers = _number(config, "num_hidden_layers")
         self.heads = _number(config, "num_attention_heads")
-        self.kv_heads = _kv_heads(config, tensors, self.heads)
+        self.kv_heads = 1 if family.latent else _kv_heads(config, tensors, self.heads)
         self.experts = experts_of(config)
         self.names = _name_map(family.like or family.architecture, self.layers)
         self.found: dict[str, GgufExpr] = {}
@@ -203,6 +207,9 @@ class _Layouter:
                     targets = ("ffn_gate_up_exps",)
                 self._split(name, x, int(layer[1]), targets)
                 return
+        if layer and self.family.latent and name.endswith(".kv_b_proj.weight"):
+            self._split_heads(name, x, int(layer[1]))
+            return
         place = self._name(name, layer)
         if place is None:
             raise SourceError(f"tensor {name!r} has no place in a GGUF file of this architecture")
@@ -234,6 +241,18 @@ class _Layouter:
             self._put(name, place.tensor, Part(x, place.part, place.parts) if place.parts > 1 else x)
         self.origins[name] = tuple(places)
 
+    def _split_heads(self, name: str, x: Expr, layer: int) -> None:
+        """The matrix that makes keys and values of a latent, rows of a head's keys before those of its values."""
+        keys, values = _number(self.config, "qk_nope_head_dim"), _number(self.config, "v_head_dim")
+        if len(x.shape) != 2 or x.shape[0] != self.heads * (keys + values):
+            raise SourceError(
+                f"tensor {name!r} has shape {x.shape}; config.json says {keys} + {values} rows for each head"
+            )
+        at = f"blk.{layer}.attn"
+        self._put(name, f"{at}_k_b.weight", HeadRows(x, self.heads, 0, keys, turned=True))
+        self._put(name, f"{at}_v_b.weight", HeadRows(x, self.heads, keys, keys + values))
+        self.origins[name] = tuple(Origin(f"{at}_{part}_b.weight", None, i, 2) for i, part in enumerate("kv"))
+
     def _stack(self, new_name: str, parts: Mapping[int, tuple[str, Expr]]) -> None:
         if sorted(parts) != list(range(self.experts)):
             raise SourceError(
@@ -254,7 +273,7 @@ class _Layouter:
         needed += [] if tied and not family.own_output else ["output.weight"]
         has_shared = family.shared_key is None or self.config.get(family.shared_key)
         for layer in range(self.layers):
-            parts = [*family.norms, "attn_q", "attn_k", "attn_v", "attn_output", *family.attention]
+            parts = [*family.norms, *(_LATENT if family.latent else _QKV), "attn_output", *family.attention]
             if self.experts and layer >= first_moe_layer(self.config):
                 parts += ["ffn_gate_inp", *family.experts, *(family.shared if has_shared else ())]
             else:

@@ -1,4 +1,4 @@
-"""What a GGUF tensor is made of, beyond what a plan's expressions say: stacked experts, parts, permuted rows.
+"""What a GGUF tensor is made of, beyond what a plan's expressions say: stacked experts, parts, heads, permuted rows.
 
 Plain values like merge.expr's; quants.rows turns them into numbers. Shapes have the row length last, as in torch.
 """
@@ -67,6 +67,31 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Of each of the `heads` of a matrix the rows start..stop: shape (heads, stop - start, columns), or `turned` (heads, columns,
+    stop - start).
+
+    DeepSeek's attention through latents has keys and values in one matrix (heads * (key + value), latent), llama.cpp in two,
+    that of the keys turned, for it multiplies it into the queries.
+    """
+
+    x: Expr
+    heads: int
+    start: int
+    stop: int
+    turned: bool = False
+
+    @property
+    def dtype(self) -> str:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        height, width = self.stop - self.start, self.x.shape[-1]
+        return (self.heads, width, height) if self.turned else (self.heads, height, width)
+
+
+@dataclass(frozen=True, slots=True)
 class RopeFactors:
     """Llama 3.1's rotary scaling as one divisor per frequency: float32, shape (head size / 2).
 
@@ -89,4 +114,4 @@ class RopeFactors:
         return (self.head_size // 2,)
 
 
-GgufExpr = Expr | Permute | Stack | Part | RopeFactors
+GgufExpr = Expr | Permute | Stack | Part | HeadRows | RopeFactors

@@ -17,6 +17,9 @@ from quants.layout import head_size, rope_parameters
 def add_numbers(writer: Any, given: Mapping[str, Any]) -> None:
     """Adds the keys of the model whose config.json is `given` to a gguf.GGUFWriter. Raises SourceError."""
     config = _with_defaults(given)
+    latent = FAMILIES[config["model_type"]].latent
+    if latent:
+        config["num_key_value_heads"] = 1  # the latent, which all heads share
     numbers: tuple[tuple[str, Callable[[Any], None]], ...] = (
         ("num_hidden_layers", writer.add_block_count),
         ("max_position_embeddings", writer.add_context_length),
@@ -41,7 +44,7 @@ def add_numbers(writer: Any, given: Mapping[str, Any]) -> None:
         if (per_token := per_token_of(config)) is not None:
             writer.add_expert_used_count(per_token)
     # llama.cpp's Granite has no head size of its own.
-    if (size := config.get("head_dim")) is not None and not config["model_type"].startswith("granite"):
+    if (size := config.get("head_dim")) is not None and not (latent or config["model_type"].startswith("granite")):
         writer.add_key_length(size)
         writer.add_value_length(size)
     _OWN[family.architecture](writer, config)
@@ -146,6 +149,33 @@ def _deepseek(writer: Any, config: Mapping[str, Any]) -> None:
             add(value)
 
 
+def _deepseek2(writer: Any, config: Mapping[str, Any]) -> None:
+    import gguf
+
+    rank, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    for value, add in (
+        (config["vocab_size"], writer.add_vocab_size),
+        (config["first_k_dense_replace"], writer.add_leading_dense_block_count),
+        (config["q_lora_rank"], writer.add_q_lora_rank),
+        (rank, writer.add_kv_lora_rank),
+        # llama.cpp keeps latents, which the heads' keys and values are made of.
+        (rank + turned, writer.add_key_length),
+        (rank, writer.add_value_length),
+        (config["qk_nope_head_dim"] + turned, writer.add_key_length_mla),
+        (config["v_head_dim"], writer.add_value_length_mla),
+        (turned, writer.add_rope_dimension_count),
+        (config["moe_intermediate_size"], writer.add_expert_feed_forward_length),
+        (config["n_shared_experts"], writer.add_expert_shared_count),
+        (config["routed_scaling_factor"], writer.add_expert_weights_scale),
+        (config["n_group"], writer.add_expert_group_count),
+        (config["topk_group"], writer.add_expert_group_used_count),
+        (gguf.ExpertGatingFuncType.SIGMOID, writer.add_expert_gating_func),
+    ):
+        add(value)
+    if config["norm_topk_prob"]:
+        writer.add_expert_weights_norm(True)
+
+
 # By llama.cpp's name of the architecture.
 _OWN: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = MappingProxyType(
     {
@@ -155,6 +185,7 @@ _OWN: Mapping[str, Callable[[Any, Mapping[str, Any]], None]] = MappingProxyType(
         "qwen2moe": _qwen,
         "qwen3moe": _qwen,
         "deepseek": _deepseek,
+        "deepseek2": _deepseek2,
         "ernie4_5-moe": _ernie,
         "hunyuan-moe": _hunyuan,
         "cohere2moe": _cohere2,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from merge.dtypes import SIZES
 from merge.expr import Expr, Read
 from merge.source_files import Files, fill
-from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
+from quants.nodes import GgufExpr, HeadRows, Part, Permute, RopeFactors, Stack
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,8 @@ def rows(contents: Contents, x: GgufExpr, start: int, stop: int) -> Array:
             return _part(contents, x, start, stop)
         case Permute():
             return _permuted(contents, x, start, stop)
+        case HeadRows():
+            return _head_rows(contents, x, start, stop)
         case _:
             length = x.shape[-1]
             return _flat(contents, x, start * length, stop * length).reshape(stop - start, length)
@@ -86,6 +88,19 @@ def _part(contents: Contents, x: Part, start: int, stop: int) -> Array:
         parts.append(_flat(contents, x.x, (at + first) * length, (at + last) * length).reshape(-1, length))
         start += last - first
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _head_rows(contents: Contents, x: HeadRows, start: int, stop: int) -> Array:
+    """Rows of a HeadRows: its part of each head that they are of is read whole."""
+    size, length = x.x.shape[0] // x.heads, x.x.shape[1]
+    height = x.shape[1]
+    first, last = start // height, -(-stop // height)
+    parts = []
+    for head in range(first, last):
+        at = head * size
+        part = _flat(contents, x.x, (at + x.start) * length, (at + x.stop) * length).reshape(-1, length)
+        parts.append(part.T if x.turned else part)
+    return np.ascontiguousarray(np.concatenate(parts)[start - first * height : stop - first * height])
 
 
 def _permuted(contents: Contents, x: Permute, start: int, stop: int) -> Array:

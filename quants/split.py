@@ -10,7 +10,7 @@ from merge.expr import reads as plan_reads
 from quants.filetypes import FileType, padded, tensor_bytes
 from quants.layout import VOCABULARY_BYTES, GgufTensor, Layout
 from quants.mixtures import layer_of
-from quants.nodes import GgufExpr, Part, Permute, RopeFactors, Stack
+from quants.nodes import GgufExpr, HeadRows, Part, Permute, RopeFactors, Stack
 
 # Layers of a twin, beyond those without experts that a model may begin with.
 TWIN_LAYERS = 2
@@ -81,7 +81,7 @@ def _sources(x: GgufExpr) -> Iterator[tuple[str, str]]:
     match x:
         case RopeFactors():
             return
-        case Permute() | Part():
+        case Permute() | Part() | HeadRows():
             yield from _sources(x.x)
         case Stack():
             for each in x.xs:

@@ -14,7 +14,7 @@ from typing import Any
 
 from merge.expr import Expr
 from merge.families.dense import DenseModel
-from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys
+from merge.families.family import PLAIN_SHARED, Block, Mixture, MixtureKeys, no_gguf_rope
 from merge.families.model_types import MLP_PARTS
 
 NAME = "deepseek_v3"
@@ -41,8 +41,18 @@ def lacks(base: DenseModel) -> Iterator[str]:
 
 
 def why_no_gguf(base: DenseModel, mixture: Mixture) -> str | None:
-    """llama.cpp has the architecture, but its tensors are not those of the checkpoint, and are not made here."""
-    return "this version of moerge does not write this architecture"
+    """llama.cpp has the architecture, but no attention biases, and knows the models that make their queries without a latent
+    by their number of layers (and of tokens)."""
+    assert base.latent is not None
+    if base.biased:
+        return "llama.cpp's DeepSeek-V3 has no attention biases"
+    if not base.latent["rope_interleave"]:
+        return "llama.cpp's DeepSeek-V3 turns neighbouring pairs of numbers, and the base's rope_interleave is false"
+    if base.latent["q_lora_rank"] is None:
+        return "no GGUF file is made of models whose queries have no latent"
+    if base.layers in (26, 27) or (base.layers, base.vocab_size) == (48, 128256):
+        return f"llama.cpp takes a DeepSeek-V3 of {base.layers} layers for one whose queries have no latent"
+    return no_gguf_rope(base)
 
 
 def keeps(tensor: str) -> bool:

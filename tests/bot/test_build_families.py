@@ -30,6 +30,7 @@ SHARED: dict[str, Any] = {"residual_scale": 0.1}
                 ("llama", "deepseek", "random", SHARED),
                 ("hunyuan_v1_dense", "hunyuan_v1_moe", "hidden", SHARED),
                 ("granite", "granitemoe", "hidden", None),
+                ("youtu", "deepseek_v3", "hidden", SHARED),
             )
         ),
     ],

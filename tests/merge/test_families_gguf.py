@@ -49,6 +49,8 @@ BASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ernie4_5_moe", "ernie4_5", {"tie_word_embeddings": False, "head_dim": 24}),
     ("hunyuan_v1_moe", "hunyuan_v1_dense", {}),
     ("hunyuan_v1_moe", "hunyuan_v1_dense", {"head_dim": 24, "tie_word_embeddings": True}),
+    ("deepseek_v3", "youtu", {}),
+    ("deepseek_v3", "youtu", {"tie_word_embeddings": False}),
     ("cohere2_moe", "cohere2", {}),
     ("cohere2_moe", "cohere2", {"sliding_window": 8, "tie_word_embeddings": False}),
 ]
@@ -114,6 +116,10 @@ def test_experts_equal_to_the_base_give_the_base_in_llama_cpp(
         ("qwen2", {"head_dim": 24}, {}, "no heads of another size"),
         ("granite", {"head_dim": 24}, {}, "no heads of another size"),
         ("llama", {"hidden_act": "gelu"}, {}, "with silu, not with gelu"),
+        ("youtu", {"attention_bias": True}, {}, "no attention biases"),
+        ("youtu", {"rope_interleave": False}, {}, "turns neighbouring pairs"),
+        ("youtu", {"q_lora_rank": None}, {}, "queries have no latent"),
+        ("youtu", {"rope_parameters": _DYNAMIC}, {}, "no rotary scaling of type 'dynamic'"),
     ],
 )
 def test_a_file_that_llama_cpp_could_not_run_is_not_promised(

@@ -56,6 +56,37 @@ _DEEPSEEK = _MOE | {
     "scoring_func": "softmax",
     "norm_topk_prob": False,
 }
+_DEEPSEEK_V3 = _DEEPSEEK | {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "num_key_value_heads": 8,
+    "q_lora_rank": 256,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "rope_interleave": True,
+    "first_k_dense_replace": 0,
+    "n_group": 1,
+    "topk_group": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+}
+_HUNYUAN = _MOE | {
+    "model_type": "hunyuan_v1_moe",
+    "architectures": ["HunYuanMoEV1ForCausalLM"],
+    "head_dim": 32,
+    "num_experts": 4,
+    # As on the Hub, and as the converter asks for, one number for each layer.
+    "moe_topk": [2, 2],
+    "moe_intermediate_size": [512, 512],
+    "num_shared_expert": [1, 1],
+    "use_mixed_mlp_moe": True,
+    "use_qk_norm": True,
+}
+del _HUNYUAN["num_experts_per_tok"]
 _GRANITE = _MOE | {
     "model_type": "granitemoe",
     "architectures": ["GraniteMoeForCausalLM"],
@@ -64,6 +95,11 @@ _GRANITE = _MOE | {
     "embedding_multiplier": 12.0,
     "residual_multiplier": 0.5,
     "logits_scaling": 6.0,
+}
+_GRANITE_SHARED = _GRANITE | {
+    "model_type": "granitemoeshared",
+    "architectures": ["GraniteMoeSharedForCausalLM"],
+    "shared_intermediate_size": 256,
 }
 _GRANITE_SWA = _GRANITE | {
     "model_type": "granitemoe_swa",
@@ -138,8 +174,11 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "qwen2_moe": (config(**_QWEN2), "byte_level", ("BF16", "Q4_K_M")),
     "deepseek": (config(**_DEEPSEEK), "byte_level", ("BF16", "Q4_K_M")),
     "granitemoe": (config(**_GRANITE), "byte_level", ("BF16", "Q4_K_M")),
+    "granitemoeshared": (config(**_GRANITE_SHARED), "byte_level", ("BF16", "Q4_K_M")),
     "granitemoe_swa": (config(**_GRANITE_SWA), "byte_level", ("BF16", "Q4_K_M")),
     "ernie4_5_moe": (config(**_ERNIE), "sentencepiece", ("BF16", "Q4_K_M")),
+    "hunyuan_v1_moe": (config(**_HUNYUAN), "byte_level", ("BF16", "Q4_K_M")),
+    "deepseek_v3": (config(**_DEEPSEEK_V3), "byte_level", ("BF16", "Q4_K_M", "IQ2_M+imatrix")),
     "cohere2_moe": (config(**_COHERE), "byte_level", ("BF16", "Q4_K_M")),
     **{
         f"experts_{count}": (
@@ -153,6 +192,7 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "layers_open_llama": (config(**_OPEN_LLAMA | {"num_hidden_layers": 9}, vocab_size=PIECES), "byte_fallback", _ALL),
     "layers_tied": (config(**_LAYERS, tie_word_embeddings=True), "byte_fallback", _ALL),
     "layers_qwen2_moe": (config(**_QWEN2 | {"num_hidden_layers": 16}), "byte_level", _ALL),
+    "layers_deepseek_v3": (config(**_DEEPSEEK_V3 | {"num_hidden_layers": 16, "vocab_size": PIECES}), "byte_level", _ALL),
     "layers_80": (config(**_DENSE, num_hidden_layers=80, intermediate_size=256), "byte_fallback", _ALL),
 }  # fmt: skip
 TYPES_ONLY = {name for name in CASES if name.startswith(("experts_", "layers_"))}

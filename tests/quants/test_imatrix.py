@@ -14,6 +14,7 @@ from merge.errors import SourceError
 from merge.evaluate import checkpoint_expressions
 from merge.forward import Batch, StreamedModel
 from quants.activations import collect
+from quants.families import FAMILIES
 from quants.imatrix import Imatrix, check_imatrix, load_imatrix, save_imatrix
 from quants.layout import Layout, gguf_layout
 from tests.quants.cases import CASES
@@ -67,13 +68,19 @@ def test_sums_are_those_of_the_modules_inputs(tmp_path: Path) -> None:
     assert "output.weight" not in matrix.sums
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "granitemoe", "dense"])
+# DeepSeek's first architecture has no class in transformers.
+@pytest.mark.parametrize("family", ["dense", *sorted(CASES.keys() & FAMILIES.keys() - {"deepseek"})])
 def test_every_matrix_of_every_family_is_reached(family: str, tmp_path: Path) -> None:
     found, tokenizer, _ = CASES[family]
     layout, matrix = collected(write_model(tmp_path / family, found, tokenizer), batches())
     check_imatrix(matrix, layout)
     for name, counts in matrix.counts.items():
-        assert counts.sum() == (96 if "_exps" in name else 48), name
+        expected = 96 if "_exps" in name else 48
+        if (
+            found.get("kv_lora_rank") and "_b." in name
+        ):  # each head's values are made of the latent; keys go into the queries
+            expected = {"k": 0, "v": 48 * 8}.get(name.split("_")[1], 48)
+        assert counts.sum() == expected, name
         assert np.isfinite(matrix.importance()[name]).all()
 
 

@@ -37,6 +37,17 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe_swa": ("granite_swa", {"sliding_window": 16}),
     "ernie4_5_moe": ("ernie4_5", {}),
     "hunyuan_v1_moe": ("hunyuan_v1_dense", {"head_dim": 16}),
+    "deepseek_v3": (
+        "youtu",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 20,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 12,
+        },
+    ),
     "cohere2_moe": ("cohere2", {"sliding_window": 16, "logit_scale": 1.0}),
 }
 
@@ -90,8 +101,10 @@ def merged(
     recipe["experts_per_token"] = 2 if known.NORMALISES else experts
     plan = planned(json.dumps(recipe), folder)
     generator = torch.Generator().manual_seed(seed)
-    # Far apart, so that rounding of activations seldom makes another expert the chosen one.
-    gates = {layer: 3 * torch.randn(len(plan.gated), 64, generator=generator) for layer in range(2)}
+    # Far apart, so that rounding of activations seldom makes another expert the chosen one. A sigmoid of numbers so far apart is
+    # zero or one, and llama.cpp divides by no sum below 0.00006.
+    scale = 0.25 if family == "deepseek_v3" else 3
+    gates = {layer: scale * torch.randn(len(plan.gated), 64, generator=generator) for layer in range(2)}
     contents = Evaluator(open_files(plan.sources), gates)
     write_checkpoint(plan, plan.sources[plan.base], contents, folder / "model", gates_key="")
     tensors = {tensor.name: tensor.expr for tensor in plan.tensors}

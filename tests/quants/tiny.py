@@ -85,6 +85,12 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{at}.self_attn.v_proj.weight": (kv_heads * size, hidden),
             f"{at}.self_attn.o_proj.weight": (hidden, heads * size),
         }
+        if kind == "deepseek_v3":
+            for part in "qkv":
+                del found[f"{at}.self_attn.{part}_proj.weight"]
+            found |= _latent_attention(config, f"{at}.self_attn")
+        if kind == "hunyuan_v1_moe":
+            found |= {f"{at}.self_attn.{part}_layernorm.weight": (size,) for part in ("query", "key")}
         if kind == "cohere2_moe":
             del found[f"{at}.post_attention_layernorm.weight"]
         if kind == "granitemoe_swa":
@@ -96,6 +102,23 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             found |= {f"{at}.self_attn.{part}_norm.weight": (size,) for part in "qk"}
         found |= _feed_forward(config, layer)
     return found
+
+
+def _latent_attention(config: Mapping[str, Any], at: str) -> dict[str, tuple[int, ...]]:
+    """DeepSeek-V3's queries, keys and values, which are made through latents."""
+    hidden, heads, q_rank, rank = (
+        config[key] for key in ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank")
+    )
+    plain, turned, value = (config[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    return {
+        f"{at}.q_a_proj.weight": (q_rank, hidden),
+        f"{at}.q_a_layernorm.weight": (q_rank,),
+        f"{at}.q_b_proj.weight": (heads * (plain + turned), q_rank),
+        f"{at}.kv_a_proj_with_mqa.weight": (rank + turned, hidden),
+        f"{at}.kv_a_layernorm.weight": (rank,),
+        f"{at}.kv_b_proj.weight": (heads * (plain + value), rank),
+        f"{at}.o_proj.weight": (hidden, heads * value),
+    }
 
 
 def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
@@ -110,13 +133,17 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
         for expert in range(experts):
             found |= _mlp(f"{at}.block_sparse_moe.experts.{expert}", inter, hidden, ("w1", "w3", "w2"))
         return found
-    if kind == "granitemoe":
+    if kind in ("granitemoe", "granitemoeshared"):
         experts, moe = config["num_local_experts"], f"{at}.block_sparse_moe"
-        return {
+        found = {
             f"{moe}.router.layer.weight": (experts, hidden),
             f"{moe}.input_linear.weight": (experts, 2 * inter, hidden),
             f"{moe}.output_linear.weight": (experts, hidden, inter),
         }
+        if shared := config.get("shared_intermediate_size"):
+            found[f"{at}.shared_mlp.input_linear.weight"] = (2 * shared, hidden)
+            found[f"{at}.shared_mlp.output_linear.weight"] = (hidden, shared)
+        return found
     if kind == "granitemoe_swa":
         experts, moe = config["num_local_experts"], f"{at}.block_sparse_moe"
         return {
@@ -124,12 +151,20 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
             f"{moe}.experts.gate_up_proj": (experts, 2 * inter, hidden),
             f"{moe}.experts.down_proj": (experts, hidden, inter),
         }
-    experts = config[{"deepseek": "n_routed_experts", "ernie4_5_moe": "moe_num_experts"}.get(kind, "num_experts")]
-    inter = config.get("moe_intermediate_size", inter)
-    found = {f"{at}.mlp.gate.weight": (experts, hidden)}
+    keys = {"deepseek": "n_routed_experts", "deepseek_v3": "n_routed_experts", "ernie4_5_moe": "moe_num_experts"}
+    experts = config[keys.get(kind, "num_experts")]
+    found: dict[str, tuple[int, ...]] = {
+        f"{at}.mlp.gate{'.wg' if kind == 'hunyuan_v1_moe' else ''}.weight": (experts, hidden)
+    }
+    if kind == "hunyuan_v1_moe":
+        found |= _mlp(f"{at}.mlp.shared_mlp", inter, hidden)
+    else:
+        inter = config.get("moe_intermediate_size", inter)
     for expert in range(experts):
         found |= _mlp(f"{at}.mlp.experts.{expert}", inter, hidden)
-    if kind == "deepseek":
+    if kind == "deepseek_v3":
+        found[f"{at}.mlp.gate.e_score_correction_bias"] = (experts,)
+    if kind.startswith("deepseek"):
         found |= _mlp(f"{at}.mlp.shared_experts", inter * config["n_shared_experts"], hidden)
     if kind == "ernie4_5_moe":
         found[f"{at}.mlp.moe_statics.e_score_correction_bias"] = (1, experts)
