@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bot.github.client import GitHub
 
 PREVIEWS = "previews.json"
+# The outputs of a run after which nothing is to be built.
+NOTHING = {"changed": "[]", "matrix": '{"include": []}'}
 RECIPE_ERROR, CRASH = RecipeError.exit_code, MoergeError.exit_code
 
 
@@ -64,7 +66,7 @@ class Action:
         self.codes: set[int] = set()
         self.github = settings.github.client() if settings.github else None
         self.outputs = dict.fromkeys(OUTPUTS, "")
-        self.outputs |= {"changed": "[]", "matrix": '{"include": []}', "published": "[]"}
+        self.outputs |= NOTHING | {"published": "[]"}
 
     def run(self) -> int:
         """Do what was asked. Outputs and the summary are written also where something failed."""
@@ -271,7 +273,11 @@ class Action:
             token = None if event.is_from_fork else self.settings.token
             self.settings = replace(self.settings, command="preview", event=event, token=token)
             self.settings.prepare_client()
-            self._work(*self._changes())
+            try:
+                self._work(*self._changes())
+            finally:
+                # The workflow that reads comments builds what these outputs name, with its secrets: nothing of a pull request.
+                self.outputs |= NOTHING
 
     def _plan_asked(self, given: comments.Asked, github: GitHub) -> None:
         """Plan the builds that a comment asks for, of the recipes as the default branch has them."""

@@ -359,3 +359,18 @@ def test_a_preview_that_a_writer_asks_for_in_a_comment_reads_a_fork_without_a_to
     assert world.comments[0] == "/moerge preview" and world.comments[1].startswith("<!-- moerge preview -->")
     assert world.checks[0].head_sha == world.fork.git("rev-parse", "HEAD")
     assert not [one for one in world.hub.log.all() if one.status in (401, 403)]
+
+
+def test_a_preview_that_a_comment_asks_for_names_nothing_to_build_also_where_it_fails(world: World) -> None:
+    world.open(**{"recipes/*.yaml": good(), "recipes/gone.yaml": good("no/where", OTHER)})
+    server = world.server
+    asked = Github(auth=Auth.Token(server.token("me")), base_url=server.url).get_repo(NAME).get_issue(world.number)
+    event = server.comment_event(NAME, asked.create_comment("/moerge preview").id)
+    head, rights = world.main.git("rev-parse", "HEAD"), FORK_RIGHTS | {"issues": "write"}
+    for more, code in (({}, 4), ({"out": "file/below"}, 4)):
+        (world.folder / "runs/workspace").mkdir(parents=True, exist_ok=True)
+        (world.folder / "runs/workspace/file").write_text("in the way")
+        step = world.run("issue_comment", event, head, rights, command="comment", **more)
+        assert step.code == code, step.log
+        assert (step.outputs["changed"], json.loads(step.outputs["matrix"])) == ("[]", {"include": []}), more
+    assert "recipes/gone.yaml" in world.comments[1]
