@@ -129,7 +129,7 @@ def next_tokens(
     try:
         told = [response["choices"][0]["logprobs"]["content"][0]["top_logprobs"] for response in answer["responses"]]
     except (KeyError, IndexError, TypeError):
-        raise ProofError(f"{path}: llama.cpp loaded it but told no probabilities") from None
+        raise ProofError(f"{path.name}: llama.cpp loaded it but told no probabilities") from None
     return [{entry["id"]: entry["logprob"] for entry in entries} for entries in told]
 
 
@@ -168,9 +168,11 @@ def _ask(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ProofError(f"{path}: llama.cpp did not generate {tokens} tokens within {timeout:.0f} seconds") from None
+        raise ProofError(
+            f"{path.name}: llama.cpp did not generate {tokens} tokens within {timeout:.0f} seconds"
+        ) from None
     if finished.returncode != 0:
-        raise ProofError(f"{path}: llama.cpp does not run it ({_why(finished)})")
+        raise ProofError(f"{path.name}: llama.cpp does not run it ({_why(finished, path)})")
     answer: dict[str, Any] = json.loads(finished.stdout)
     return answer
 
@@ -184,21 +186,21 @@ def _generation(path: Path, answer: dict[str, Any]) -> Generation:
         text, prompt_tokens = choice["text"], int(response["usage"]["prompt_tokens"])
     except (KeyError, IndexError, TypeError):
         said = json.dumps(response)[:300]
-        raise ProofError(f"{path}: llama.cpp loaded it but did not generate ({said})") from None
+        raise ProofError(f"{path.name}: llama.cpp loaded it but did not generate ({said})") from None
     if not tokens:
-        raise ProofError(f"{path}: llama.cpp loaded it but generated nothing")
+        raise ProofError(f"{path.name}: llama.cpp loaded it but generated nothing")
     if any(logprob is None or not math.isfinite(logprob) for _, logprob in told):  # JSON has no NaN: it comes as null
-        raise ProofError(f"{path}: the probabilities it generates with are not finite, so its weights are damaged")
+        raise ProofError(f"{path.name}: the probabilities it generates with are not finite, so its weights are damaged")
     logprobs: list[float | None] = []
     for token in tokens:
         logprobs.append(told.pop(0)[1] if told and told[0][0] == token else None)
     return Generation(text, tokens, tuple(logprobs), prompt_tokens, answer["load"], answer["generate"])
 
 
-def _why(finished: subprocess.CompletedProcess[str]) -> str:
-    """The first thing that llama.cpp reports as an error, or how the process ended."""
+def _why(finished: subprocess.CompletedProcess[str], path: Path) -> str:
+    """The first thing that llama.cpp reports as an error, or how the process ended. A card may say it: without folders."""
     if finished.returncode < 0:
         return f"the process was ended by {signal.Signals(-finished.returncode).name}"
     lines = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
     errors = [found[1] for line in lines if (found := _ERROR.search(line))]
-    return (errors or lines[-1:] or ["no message"])[0][:300]
+    return (errors or lines[-1:] or ["no message"])[0].replace(f"{path.parent}/", "")[:300]

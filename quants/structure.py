@@ -33,10 +33,10 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Any]:
         try:
             tensors = gguf.GGUFReader(path).tensors
         except Exception as error:  # the reader raises whatever the bytes provoke
-            raise ProofError(f"{path}: cannot be read as GGUF ({error!r})") from None
+            raise ProofError(f"{path.name}: cannot be read as GGUF ({error!r})") from None
         for tensor in tensors:
             if tensor.name in found:
-                raise ProofError(f"{path}: has {tensor.name} a second time")
+                raise ProofError(f"{path.name}: has {tensor.name} a second time")
             found[tensor.name] = tensor
     return found
 
@@ -53,18 +53,20 @@ def check(paths: Sequence[Path], layout: Layout, types: Mapping[str, str]) -> No
     shapes = layout.shapes
     if found.keys() != shapes.keys():
         odd = sorted(found.keys() ^ shapes.keys())
-        raise ProofError(f"{paths[0]}: {odd[0]} is missing, or should not be there ({len(odd)} tensors)")
+        raise ProofError(f"{paths[0].name}: {odd[0]} is missing, or should not be there ({len(odd)} tensors)")
     for name, shape in shapes.items():
         tensor, kind = found[name], types[name]
         data = raw(tensor)
         told = tuple(reversed(tensor.shape.tolist()))
         if (tensor.tensor_type.name, told, data.nbytes) != (kind, shape, tensor_bytes(kind, shape)):
-            raise ProofError(f"{paths[0]}: {name} is {tensor.tensor_type.name} {told}, and should be {kind} {shape}")
+            raise ProofError(
+                f"{paths[0].name}: {name} is {tensor.tensor_type.name} {told}, and should be {kind} {shape}"
+            )
         stored = TENSOR_TYPES[kind].nbytes
         step = _PIECE // stored * stored
         for start in range(0, data.nbytes, step):
             if not is_valid(np.ascontiguousarray(data[start : start + step]), kind):
-                raise ProofError(f"{paths[0]}: {name} has blocks that are not finite, so its weights are damaged")
+                raise ProofError(f"{paths[0].name}: {name} has blocks that are not finite, so its weights are damaged")
 
 
 def write_twin(paths: Sequence[Path], out: Path, architecture: str, metadata: Mapping[str, Any], layers: int) -> None:
