@@ -138,7 +138,7 @@ def main() -> int:
             )
             seconds.append(time.perf_counter() - started)
             mixtures[key] = made.gates
-            print(key, f"{seconds[-1]:.1f} s, BOS to {made.first}, losses by softness {made.losses}", flush=True)
+            print(key, f"{seconds[-1]:.1f} s, BOS to {made.first}", flush=True)
     peer_seconds = [s for (group, _), (_, s) in peers["hidden"].items() if group != "a"]
 
     rows = []

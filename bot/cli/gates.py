@@ -114,9 +114,6 @@ def record_text(record: Record) -> str:
         mean = 100 * sum(layer.accuracy for layer in peer) / len(peer)
         busiest = 100 * max(sum(layer.shares[expert] for layer in peer) / len(peer) for expert in range(count))
         lines.append(f"On the same tokens gate_mode {name}: {mean:.1f} % right, {busiest:.0f} % to its busiest expert.")
-    if record.losses:
-        tried = ", ".join(f"{loss:.3f} at {softness:g}" for softness, loss in record.losses)
-        lines.append(f"Loss of the merged model on held-out prompts by softness of the router: {tried}.")
     if record.written:
         lines.append(f"{len(record.written)} texts were written from short prompts.")
     return "\n".join(lines)

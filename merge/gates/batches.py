@@ -14,8 +14,8 @@ TOKENS_PER_BATCH = 4096
 
 
 def batched(rows: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -> tuple[list[int], list[Batch]]:
-    """Token sequences as batches of similar lengths and at most `tokens` tokens, padded on the right, where padding changes nothing before it; and
-    their numbers in the order in which they stand there."""
+    """Token sequences as batches of similar lengths and at most `tokens` tokens, padded on the right, where padding changes
+    nothing before it; and their numbers in the order in which they stand there."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     batches: list[Batch] = []
     start = 0
@@ -29,6 +29,14 @@ def batched(rows: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -> tu
         batches.append(Batch(ids, (torch.arange(width) < lengths[:, None]).long()))
         start = stop
     return order, batches
+
+
+def ends_aligned(rows: Sequence[Sequence[int]], pad: int) -> Batch:
+    """Token sequences as one batch, padded on the left."""
+    width = max(len(row) for row in rows)  # T
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])  # (B, T)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return Batch(ids, mask)
 
 
 def layout_of(order: Sequence[int], batches: Sequence[Batch]) -> Layout:

@@ -32,6 +32,8 @@ MAX_TOP_WEIGHT = 0.95
 APART = 1.0
 # Bounds of the scale of the logits, whose targets differ by 1 between experts.
 SCALES = (1e-2, 1e3)
+# Hat matrices of a held-out prompt, one for each lambda, are made together up to this many elements: 128 MB in float64.
+HAT_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,17 @@ def fit_router(
     own, weight = rows.own.to(x.device)[counted], rows.weight.to(x)[counted]
     weight = weight / weight.sum()
     candidates = [ridge] if ridge is not None else RIDGES if rows.can_hold_out else [DEFAULT_RIDGE]
-    tried = []
-    for candidate in candidates:
-        shrink = s2 / (s2 + candidate * mean)  # (r,)
-        predicted = u @ (shrink[:, None] * uy)  # (n, E)
-        if rows.can_hold_out:
-            predicted = y - _held_out_residuals(u, shrink, y - predicted, rows.group.to(x.device))
-        z = predicted / root  # logits before scaling
-        scale = _fit_scale(z[counted], own, weight)
-        loss = -float(torch.log_softmax(scale * z[counted], 1).gather(1, own[:, None])[:, 0] @ weight)
-        tried.append((loss, candidate, scale, z))
-    _, chosen, scale, z = min(tried, key=lambda one: one[0])
+    damping = torch.tensor(candidates).to(x) * mean  # lambda m: (C,) of them
+    shrink = s2 / (s2 + damping[:, None])  # (C, r)
+    predicted = u @ (shrink[:, :, None] * uy)  # (C, n, E)
+    if rows.can_hold_out:
+        predicted = y - _held_out_residuals(u, shrink, y - predicted, rows.group.to(x.device))
+    tried = predicted / root  # logits before scaling
+    scales = _fit_scales(tried[:, counted], own, weight)  # (C,)
+    log_p = torch.log_softmax(scales[:, None, None] * tried[:, counted], 2)
+    likelihood = log_p[:, torch.arange(len(own)), own] @ weight  # (C,)
+    best = int(likelihood.argmax())
+    chosen, scale, z = candidates[best], float(scales[best]), tried[best]
     scale *= softness
     w = scale * (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
     z = scale * z
@@ -128,12 +130,15 @@ def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _held_out_residuals(
     u: torch.Tensor, shrink: torch.Tensor, residuals: torch.Tensor, group: torch.Tensor
 ) -> torch.Tensor:
-    """What the residuals (n, E) would be, had each group of rows been left out of the fit."""
+    """What the residuals (C, n, E) of fits with `shrink` (C, r) would be, had each group of rows been left out of the fit."""
     out = torch.empty_like(residuals)
     for g in range(int(group.max()) + 1):
-        rows = group == g
-        hat = (u[rows] * shrink) @ u[rows].T  # (n_g, n_g)
-        out[rows] = torch.linalg.solve(torch.eye(len(hat)).to(hat) - hat, residuals[rows])
+        rows = (group == g).nonzero()[:, 0]  # (n_g,)
+        parts = -(-len(shrink) * len(rows) ** 2 // HAT_ELEMENTS)
+        for fits in torch.arange(len(shrink), device=rows.device).chunk(parts):
+            hat = (u[rows] * shrink[fits, None]) @ u[rows].T  # (c, n_g, n_g)
+            place = fits[:, None], rows
+            out[place] = torch.linalg.solve(torch.eye(len(rows)).to(hat) - hat, residuals[place])
     return out
 
 
@@ -147,7 +152,7 @@ def _shared_by(experts: Sequence[int], z: torch.Tensor) -> torch.Tensor:
     def logits(t: float) -> torch.Tensor:
         return torch.where(theirs, torch.full_like(z, t), z.clamp(max=t - APART))
 
-    for _ in range(60):
+    for _ in range(50):
         third = (high - low) / 3
         left, right = low + third, high - third
         nearer = (logits(left) - z).square().sum() < (logits(right) - z).square().sum()
@@ -155,21 +160,20 @@ def _shared_by(experts: Sequence[int], z: torch.Tensor) -> torch.Tensor:
     return logits(low)
 
 
-def _fit_scale(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> float:
-    """The scale t that makes softmax(t z) most likely for `own`: the likelihood is concave in t, so by bisection.
+def _fit_scales(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """For each of C fits with predictions `z` (C, n, E) the scale t that makes softmax(t z) most likely for `own`: (C,). The
+    likelihood is concave in t, so by bisection.
 
     At most the one at which the best expert's mean weight is MAX_TOP_WEIGHT.
     """
-    reached = z.gather(1, own[:, None])[:, 0] @ weight  # the likelihood's slope is this minus the expected logit
-
-    def too_large(t: float) -> bool:
-        p = torch.softmax(t * z, 1)
-        return bool((p * z).sum(1) @ weight > reached) or bool(p.max(1).values @ weight > MAX_TOP_WEIGHT)
-
-    low, high = SCALES
-    for _ in range(50):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if too_large(middle) else (middle, high)
+    reached = z[:, torch.arange(len(own)), own] @ weight  # the likelihood's slope is this minus the expected logit
+    z = z.transpose(1, 2).contiguous()  # (C, E, n): faster by far
+    low, high = torch.full_like(reached, SCALES[0]), torch.full_like(reached, SCALES[1])
+    for _ in range(36):  # to a relative error of 1e-9
+        middle = (low * high).sqrt()
+        p = torch.softmax(middle[:, None, None] * z, 1)
+        too_large = ((p * z).sum(1) @ weight > reached) | (p.amax(1) @ weight > MAX_TOP_WEIGHT)
+        low, high = torch.where(too_large, low, middle), torch.where(too_large, middle, high)
     return low
 
 

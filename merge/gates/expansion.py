@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, StreamedModel
+from merge.gates.batches import ends_aligned
 from merge.gates.prompts import ExpertPrompts, load_tokenizer, tokenize
 
 # A prompt of fewer tokens is expanded: a sentence has more.
@@ -131,10 +132,9 @@ def _generate(
 ) -> list[list[int]]:
     """What follows each of B token sequences, at most `tokens`, ended by the tokenizer's EOS."""
     generator = torch.Generator().manual_seed(seed)
-    width = max(len(row) for row in rows)
-    pad = rows[0][0]
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])  # (B, T): ends aligned
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    first = ends_aligned(rows, rows[0][0])
+    ids, mask = first.input_ids, first.attention_mask
+    assert mask is not None
     cache = DynamicCache(config=model.config)
     written: list[list[int]] = [[] for _ in rows]
     running = torch.ones(len(rows), dtype=torch.bool)

@@ -28,6 +28,7 @@ from merge.errors import SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, StreamedModel
+from merge.gates.batches import ends_aligned
 from merge.gates.prompts import ExpertPrompts, PromptError, load_tokenizer, tokenize
 from merge.gates.random import random_gates
 from merge.gates.report import unit
@@ -114,17 +115,14 @@ def _tokenize(tokenizer: Any, prompts: Sequence[str], context: int | None, where
         rows.append(row)
     if not rows:
         raise PromptError(f"{where}s are missing: this gate mode makes the router from them")
-    width = max(len(row) for row in rows)  # T
     pad = next(
         (x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if x is not None), None
     )
-    if pad is None and any(len(row) < width for row in rows):
+    if pad is None and len({len(row) for row in rows}) > 1:
         raise SourceError(
             "the tokenizer has no BOS, EOS or padding token, so prompts of unequal length cannot be padded"
         )
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return Batch(ids, mask)
+    return ends_aligned(rows, pad or 0)
 
 
 def _embedding_sums(model: StreamedModel, sets: Sequence[Batch]) -> torch.Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merge.gates.routed import Calibration
 
 # Part of every content address: to be raised when the same inputs give other gates.
-ALGORITHM = 4
+ALGORITHM = 5
 METADATA = "calibration"
 # An expert is idle when it is the best for less than this part of an equal share of the tokens.
 IDLE = 0.25
@@ -53,17 +53,14 @@ class Written:
 @dataclass(frozen=True)
 class Record:
     """A calibration's figures: `held_out` says whether they are of held-out prompts, `cut` and `thinned` which experts'
-    (from 1) texts were cut to the context or used in part. `softness`, `first`, `losses` and `peers`: see
-    `merge.gates.routed.Calibration`."""
+    (from 1) texts were cut to the context or used in part. `first` and `peers`: see `merge.gates.routed.Calibration`."""
 
     layers: tuple[LayerRecord, ...]
     held_out: bool
     cut: tuple[int, ...] = ()
     thinned: tuple[int, ...] = ()
     written: tuple[Written, ...] = ()
-    softness: float = 1.0
     first: tuple[int, ...] = ()
-    losses: tuple[tuple[float, float], ...] = ()
     peers: dict[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
     has_bos: bool = True
 
@@ -80,9 +77,7 @@ def record_of(made: Calibration, samples: Sequence[Sample] = ()) -> Record:
         made.texts.cut,
         made.texts.thinned,
         written,
-        made.softness,
         made.first,
-        made.losses,
         dict(made.peers),
         made.texts.has_bos,
     )

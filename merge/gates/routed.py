@@ -7,7 +7,7 @@ would be. The pass streams one layer of weights at a time; the tokens of all pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,16 +26,17 @@ from merge.gates.discriminant import Fit, fit_router, rows_of
 from merge.gates.discriminant import Rows as FitRows
 from merge.gates.figures import LayerFigures
 from merge.gates.first_token import first_token_experts
-from merge.gates.held_out import Layout, losses, routed
+from merge.gates.held_out import Layout, routed
 from merge.gates.prompts import ExpertPrompts, Text, Texts, calibration_texts, load_tokenizer
 
 # A router to compare with: its gate (E, H) in a layer, for a text that it must not have been made from.
 Peer: TypeAlias = Callable[[int, Text], torch.Tensor]
 DTYPE = torch.bfloat16
-# How sharply the router decides, by factors on the scale at which the experts' weights are the most likely: the one whose
-# merged model has the lowest loss is taken. A lower factor leaves more weight to the other experts, which helps where an
-# expert is not as good at its texts as its label says.
-SOFTNESS = (1.0, 0.4)
+# The scale of the logits, as a part of the one at which the experts' weights are the most likely. The likelihood knows the
+# experts by their prompts alone; the merged model's loss also knows how good they are at them. It was lower with this than
+# with 1 for each of the three sets of prompts of the demo's experts in benchmarks/routing.py: the others' weight costs next to
+# nothing where an expert is better than they are, and helps where it is not.
+SOFTNESS = 0.4
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,16 @@ class Calibration:
     """Routers, layer -> (experts, hidden), and how each was found; the texts they were fitted on; whether there were
     prompts to hold out (otherwise the figures of the fits are those of the tokens they were fitted on).
 
-    `first`: the experts that a BOS goes to, if it is sent anywhere on purpose. `losses`: for each factor on the scale that was tried the merged model's loss on held-out prompts, nats per token, mean
-    over the experts; `softness` is the factor taken. `peers` has the figures of the routers it is compared with, by name.
+    `first`: the experts that a BOS goes to, if it is sent anywhere on purpose. `peers` has the figures of the routers it is
+    compared with, by name.
     """
 
     gates: dict[int, torch.Tensor]
     fits: tuple[Fit, ...]
     texts: Texts
     held_out: bool
-    softness: float = 1.0
     first: tuple[int, ...] = ()
-    losses: tuple[tuple[float, float], ...] = ()
     peers: Mapping[str, tuple[LayerFigures, ...]] = field(default_factory=dict)
-
-
-class _Trial:
-    """A calibration under way, for one factor on the scale of the logits."""
-
-    def __init__(self, softness: float, start: Run, peers: Iterable[str]) -> None:
-        self.softness = softness
-        self.run = Run(list(start.hidden), start.calls)
-        self.gates: dict[int, torch.Tensor] = {}
-        self.fits: list[Fit] = []
-        self.peers: dict[str, list[LayerFigures]] = {name: [] for name in peers}
 
 
 class _Reached(Exception):
@@ -86,7 +74,7 @@ def calibrate_discriminant(
     kept: Mapping[int, Rows] | None = None,
     others: ExpertPrompts | None = None,
     peers: Mapping[str, Peer] | None = None,
-    softness: Sequence[float] = SOFTNESS,
+    softness: float = SOFTNESS,
 ) -> Calibration:
     """Fit the routers of the merged model whose `config`, `tensors` and `evaluator` are given.
 
@@ -94,7 +82,7 @@ def calibrate_discriminant(
     layer, of experts that a mixture has already; those of `experts` are then told from each other and from text of the
     `others`, and get the kept rows' length. `peers` are routers to compare with on the same tokens.
     Of a dense model the routers that would stand at its MLPs are fitted. `ridge` fixes the regularisation instead of choosing
-    it. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
+    it; `softness` is a factor on the scale of the logits. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
     UsageError for a device that is not there.
     """
     kept, count, peers = kept or {}, len(experts), peers or {}
@@ -119,33 +107,33 @@ def calibrate_discriminant(
     first: tuple[int, ...] = ()
     if held_out and texts.has_bos:
         first = first_token_experts(model, [texts.texts[i] for i in own], count, config["num_experts_per_tok"])
-    start = model.start(batches)
-    trials = [_Trial(factor, start, peers) for factor in (softness if held_out else (1.0,))]
+    run = model.start(batches)
+    gates: dict[int, torch.Tensor] = {}
+    fits: list[Fit] = []
+    compared: dict[str, list[LayerFigures]] = {name: [] for name in peers}
     for layer in model.layers():
         modules = model.gates(layer.index)
         router = modules[0][0] if modules else None
-        for trial in trials:
-            inputs = dict(zip(order, router_inputs(layer, trial.run, batches, router), strict=True))
-            pin = (inputs[own[0]][0], first) if first else None
-            inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
-            x = torch.cat([inputs[i] for i in own])  # (n, H)
-            if not torch.isfinite(x).all():
-                raise SourceError(
-                    f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
-                )
-            fit = fit_router(x, rows, ridge, trial.softness, pin)
-            trial.fits.append(fit)
-            for name, peer in peers.items():
-                logits = torch.cat([inputs[i] @ peer(layer.index, texts.texts[i]).to(x).T for i in own])  # (n, E)
-                trial.peers[name].append(rows.figures(logits))
-            router_rows = fit.gate
-            if others:  # as sure of its expert as it is against the others
-                new = (fit.gate[:count] - fit.gate[count:]).numpy()
-                router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
-            gate = torch.cat([router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
-            trial.gates[layer.index] = gate
-            if layer.index + 1 == layers and len(trials) == 1:
-                continue  # nothing comes after it
+        inputs = dict(zip(order, router_inputs(layer, run, batches, router), strict=True))
+        pin = (inputs[own[0]][0], first) if first else None
+        inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
+        x = torch.cat([inputs[i] for i in own])  # (n, H)
+        if not torch.isfinite(x).all():
+            raise SourceError(
+                f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
+            )
+        fit = fit_router(x, rows, ridge, softness, pin)
+        fits.append(fit)
+        for name, peer in peers.items():
+            logits = torch.cat([inputs[i] @ peer(layer.index, texts.texts[i]).to(x).T for i in own])  # (n, E)
+            compared[name].append(rows.figures(logits))
+        router_rows = fit.gate
+        if others:  # as sure of its expert as it is against the others
+            new = (fit.gate[:count] - fit.gate[count:]).numpy()
+            router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
+        gate = torch.cat([router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
+        gates[layer.index] = gate
+        if layer.index + 1 < layers:  # nothing comes after the last one
             for module, row in modules:
                 with torch.no_grad():
                     module.weight.copy_(gate[row : row + len(module.weight)])  # type: ignore[operator, arg-type]
@@ -153,21 +141,11 @@ def calibrate_discriminant(
                 if router is not None and held_out:
                     given = [(places, fit.logits[found]) for places, found in held]
                     stack.enter_context(routed(router, fit.gate, given))
-                layer.advance(trial.run)
+                layer.advance(run)
         if progress:
             progress(1)
-    found = [_mean_loss(model, trial.run, texts.texts, len(experts), layout) for trial in trials if len(trials) > 1]
-    trial = trials[found.index(min(found))] if found else trials[0]
-    return Calibration(
-        trial.gates,
-        tuple(trial.fits),
-        texts,
-        rows.can_hold_out,
-        trial.softness,
-        first,
-        tuple((one.softness, loss) for one, loss in zip(trials, found, strict=False)),
-        {name: tuple(figures) for name, figures in trial.peers.items()},
-    )
+    peer_figures = {name: tuple(figures) for name, figures in compared.items()}
+    return Calibration(gates, tuple(fits), texts, rows.can_hold_out, first, peer_figures)
 
 
 def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -185,16 +163,6 @@ def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> lis
         none = torch.zeros(0, dtype=torch.long)
         found.append((torch.cat([none, *places.values()]), torch.cat([none, *rows])))
     return found
-
-
-def _mean_loss(model: StreamedModel, run: Run, texts: Sequence[Text], experts: int, layout: Layout) -> float:
-    """The loss on the experts' own texts, nats per token, mean over the experts."""
-    sums = losses(model, run, [text.ids for text in texts], layout)
-    means = []
-    for expert in range(experts):
-        mine = [i for i, text in enumerate(texts) if text.expert == expert and text.positive]
-        means.append(sum(sums[i] for i in mine) / max(1, sum(len(texts[i].ids) - 1 for i in mine)))
-    return sum(means) / experts
 
 
 def router_inputs(

@@ -161,7 +161,7 @@ def test_a_layers_router_is_fitted_on_what_it_receives_of_text_that_the_router_b
     mixture = save_mixture(tmp_path, {"eos_token": "</s>"})
     # Random weights know no domains, so only a sharp router sends their tokens anywhere.
     ridge, sharp, experts = 0.7, 1000.0, [ExpertPrompts(expert.positive) for expert in EXPERTS]
-    made = calibrated(mixture, experts, ridge=ridge, softness=(sharp,))
+    made = calibrated(mixture, experts, ridge=ridge, softness=sharp)
     texts = made.texts.texts
     rows = rows_of(3, [(t.expert, True) for t in texts], [t.tokens for t in texts], list(range(len(texts))))
     zeros = {layer: torch.zeros(3, 32) for layer in range(3)}
@@ -193,14 +193,6 @@ def test_a_layers_router_is_fitted_on_what_it_receives_of_text_that_the_router_b
     wrong = fit_router(torch.cat([received(1, zeros, i) for i in range(len(texts))]), rows, ridge, sharp)
     # A first token alone is routed by the whole router there, and by the one without its prompt here.
     assert (second.gate - made.gates[1]).norm() < 0.3 * (wrong.gate - made.gates[1]).norm()
-
-
-def test_the_softness_with_the_lowest_loss_of_the_merged_model_is_taken(mixture: Path) -> None:
-    made = calibrated(mixture, softness=(0.01, 1.0, 0.3))
-    assert [softness for softness, _ in made.losses] == [0.01, 1.0, 0.3]
-    assert made.softness == min(made.losses, key=lambda pair: pair[1])[0]
-    alone = calibrated(mixture, softness=(made.softness,))
-    assert all(torch.equal(alone.gates[layer], made.gates[layer]) for layer in made.gates)
 
 
 def test_the_same_inputs_give_the_same_bits(mixture: Path) -> None:
