@@ -297,9 +297,16 @@ class Repository(Destination):
         return commit
 
     def _has_pull_request(self) -> bool:
-        """Whether a pull request with this very release is open already."""
+        """Whether a pull request with this very release is open already. Others' may hold anything."""
+
+        def is_this(ref: str) -> bool:
+            try:
+                return self._plan(ref).change.is_empty
+            except DestinationError:
+                return False
+
         refs = self.api.list_repo_refs(self.repo, include_pull_requests=True)
-        return any(self._plan(ref.ref).change.is_empty for ref in refs.pull_requests or [])
+        return any(is_this(ref.ref) for ref in refs.pull_requests or [])
 
     def _addition(self, name: str, content: Content) -> CommitOperationAdd:
         digest = self._digest(name, content)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jwt
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from benchmarks.publish_faults import REPO, make_build
 from bot.hub import oidc
@@ -88,6 +88,34 @@ def test_a_pull_request_in_place_of_a_commit_is_opened_once(hub: Server, api: Hf
             assert "moerge.lock.json" in {
                 file.rfilename for file in api.model_info(repo, revision=pull.ref).siblings or []
             }
+
+
+def test_a_stranger_s_pull_request_or_an_old_tag_keeps_no_release_from_the_hub(
+    hub: Server, api: HfApi, tmp_path: Path
+) -> None:
+    publish(build(tmp_path / "one"), token=hub.token(), endpoint=hub.endpoint)
+
+    def other_model() -> list[CommitOperationAdd | CommitOperationDelete]:
+        names = ("config.json", "Fault-2x1M-Q8_0.gguf")
+        return [
+            CommitOperationDelete(path_in_repo="moerge.lock.json"),
+            *(CommitOperationAdd(name, b"{}") for name in names),
+        ]
+
+    put: dict[str, Any] = {"path_or_fileobj": b"{}", "path_in_repo": "moerge.lock.json", "create_pr": True}
+    for repo in REPOS:
+        api.upload_file(repo_id=repo, **put)
+        api.create_commit(repo, other_model(), commit_message="Another model", create_pr=True)
+        # A tag of this version, on a model from before moerge.
+        api.create_branch(repo, branch="old")
+        old = api.create_commit(repo, other_model(), commit_message="Another model", revision="old").oid
+        api.create_tag(repo, tag="v2", revision=old)
+    publish(build(tmp_path / "pull", 2, create_pr=True), token=hub.token(), endpoint=hub.endpoint)
+    for repo in REPOS:
+        assert len(api.list_repo_refs(repo, include_pull_requests=True).pull_requests or []) == 3
+    publish(build(tmp_path / "two", 2), token=hub.token(), endpoint=hub.endpoint)
+    for repo in REPOS:
+        assert {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}["v2"] == api.model_info(repo).sha
 
 
 class GitHub:
