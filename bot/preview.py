@@ -12,6 +12,7 @@ from typing import Any
 from bot.differences import Difference
 from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
+from cards.words import billions, size
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import MoergeError, RecipeError, SourceError, SourcesUnavailable, UsageError
@@ -283,15 +284,3 @@ def experts_words(plan: MergePlan) -> str:
     if plan.kept_experts:
         return f"{plan.kept_experts} experts kept and {len(plan.experts)} added"
     return f"{plan.expert_count} experts"
-
-
-def billions(count: int) -> str:
-    """A parameter count as people write it: `24.15 B`, `135.2 M`."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def size(count: int) -> str:
-    """Bytes as people read them, decimal as the Hub shows them: `48.3 GB`, `270 MB`."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:,.0f} MB" if count >= 1e6 or count == 0 else f"{count / 1e3:.0f} kB"

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.preview import billions
 from cards.markdown import code, escape, link
+from cards.words import billions
 
 if TYPE_CHECKING:
     from bot.jobs import JobRelease
