@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.results import FileMade, QuantFailed, QuantMade
-from merge.checkpoint import Checkpoint
 from merge.errors import SourceError
 from merge.expr import Expr, Read, elements
 from merge.files import file_sha256, writing
-from merge.plan import MergePlan
 from merge.progress import progress
 
 if TYPE_CHECKING:
     from evals.quality import Weights
+    from evals.results import QuantFailed, QuantMade
+    from merge.checkpoint import Checkpoint
+    from merge.plan import MergePlan
     from merge.stored import Stored
     from quants.build import QuantFile
     from quants.metadata import ModelInfo
@@ -77,6 +77,8 @@ def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path,
 
 def quant_of(result: Mapping[str, Any]) -> QuantMade:
     """A quant as the build's state keeps it."""
+    from evals.results import FileMade, QuantMade
+
     return QuantMade(
         **{
             **result,
@@ -121,6 +123,7 @@ def quantised(
 
 def _accepted(file: QuantFile, folder: Path, weights: int) -> QuantMade | QuantFailed:
     """A proven file in its place in `folder`; of one that is not, the reason. `weights` is the number of the model's."""
+    from evals.results import FileMade, QuantFailed, QuantMade
     from quants.proof import PROMPT
 
     if file.failure or file.proof is None:
@@ -146,15 +149,15 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
 
     Returns what the state keeps: the file, and by expert the layers in which no token reached it.
     """
-    from evals.perplexity import token_ids
-    from evals.quality import pieces
+    from evals.quality import pieces, text_ids
+    from evals.results import FileMade
     from merge.forward import StreamedModel
     from quants.activations import collect
     from quants.imatrix import CALIBRATION, save_imatrix
     from quants.layout import gguf_layout
 
     text = "\n\n".join((CALIBRATION.read_text(encoding="utf-8"), *prompts))
-    batches = pieces(token_ids(model.folder, [text], limit=None)[0], CHUNK)
+    batches = pieces(text_ids(model.folder, text), CHUNK)
     streamed = StreamedModel(model.config, model.tensors, model.contents.evaluator, device=device)
     with progress("importance matrix", streamed.num_layers, unit="layer") as shown:
         matrix = collect(streamed, gguf_layout(model.config, model.tensors), batches, [CALIBRATION.name], shown.advance)
@@ -170,8 +173,7 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
 
 def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], device: str) -> dict[str, Any]:
     """The quants in `folder` against the `model` they were made of: figures by type, as the state keeps them."""
-    from evals.perplexity import token_ids
-    from evals.quality import TEXT, measure, pieces
+    from evals.quality import TEXT, measure, pieces, text_ids
     from quants.dequantised import dequantised
     from quants.layout import gguf_layout
 
@@ -181,7 +183,7 @@ def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], 
         paths = [folder / file.name for file in quant.files]
         return lambda: dequantised(paths, layout, model.tensors)
 
-    batches = pieces(token_ids(model.folder, [TEXT.read_text(encoding="utf-8")], limit=None)[0])
+    batches = pieces(text_ids(model.folder, TEXT.read_text(encoding="utf-8")))
     with progress("quality of the quants", 1 + len(quants), unit="model") as shown:
         found = measure(
             model.config, (model.tensors, model.contents.evaluator), {quant.type: opened(quant) for quant in quants}, batches,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from bot.changes import DELETED, RENAMED, Change
 from bot.github.comment import section
-from bot.preview import Preview
+from bot.preview import Preview, billions, size
 from cards.markdown import code, escape, link
-from cards.words import billions, size
 from merge import findings as f
 
 if TYPE_CHECKING:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Literal
 
 from evals.scores import ModelSample, Perplexities, PreviousRelease, Score
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 REPORT = "report.json"
 
@@ -259,6 +260,8 @@ class Report:
 @cache
 def _adapter() -> TypeAdapter[Report]:
     """Made at its first use: it takes longer than everything else that a preview imports from here."""
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Report)
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from merge.dtypes import SIZES
 from merge.errors import SourceError
-from merge.pickles import read_pickle_file
 from merge.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -255,6 +254,8 @@ def add_shard(tensors: dict[str, TensorInfo], found: Mapping[str, TensorInfo], s
 def open_shard(path: Path, shown: str) -> tuple[bytes, dict[str, TensorInfo]]:
     """The tensors of one file on this machine, safetensors or pickle, and the bytes that say so."""
     if path.suffix == ".bin":
+        from merge.pickles import read_pickle_file
+
         found = read_pickle_file(path, shown)
         return repr(list(found.items())).encode(), found
     size = path.stat().st_size

@@ -78,7 +78,7 @@ def _value(checkpoint: Checkpoint) -> dict[str, Any]:
     files = list(dict.fromkeys(info.file for info in (tensors or {}).values()))
     place = {file: number for number, file in enumerate(files)}
     listed = [[name, x.dtype, x.shape, place[x.file], x.start] for name, x in (tensors or {}).items()]
-    return shown | {"shards": files, "tensors": None if tensors is None else listed}
+    return shown | {"folder": None, "shards": files, "tensors": None if tensors is None else listed}
 
 
 def _checkpoint(value: dict[str, Any]) -> Checkpoint:

@@ -38,8 +38,7 @@ class ReportedScore(Section):
 
 
 class Reported(Section):
-    """A table of results that somebody else measured. It is shown as reported, with its source. `model_name` and `task` may
-    stand there, as they do in the Hub's `model-index`; the card has its own."""
+    """A table of results that somebody else measured. It is shown as reported, with its source."""
 
     source: ReportedSource
     results: Annotated[tuple[ReportedScore, ...], LIST] = Field(min_length=1, max_length=500)

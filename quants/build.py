@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merge.errors import DestinationError, MoergeError, ProofError, UsageError
 from merge.expr import Expr
@@ -15,11 +15,12 @@ from quants.filetypes import FILE_TYPES, FileType, tensor_bytes
 from quants.imatrix import Imatrix, check_imatrix, save_imatrix
 from quants.layout import Layout, gguf_layout
 from quants.metadata import ModelInfo, gguf_metadata
-from quants.proof import Proof
-from quants.proof import prove as prove_file
 from quants.rows import Contents
 from quants.tokenizer import read_vocabulary
 from quants.writer import Progress, Target, write_ggufs
+
+if TYPE_CHECKING:
+    from quants.proof import Proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +150,13 @@ def data_bytes(layout: Layout, types: Sequence[str], imatrix: bool = False) -> i
 def _proven(
     file: QuantFile, target: Target, config: Mapping[str, Any], layout: Layout, imatrix: bool, threads: int | None
 ) -> QuantFile:
+    from quants.proof import prove
+
     types = layout.types(target.file_type, imatrix)
     paths = [part.path for part in file.parts]
     first = first_moe_layer(config)
     try:
-        proof = prove_file(paths, layout, types, target.metadata, first_layers=first, threads=threads)
+        proof = prove(paths, layout, types, target.metadata, first_layers=first, threads=threads)
     except ProofError as error:
         for path in paths:
             path.unlink(missing_ok=True)

@@ -106,30 +106,19 @@ def gguf_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
     return _Layouter(config, tensors, family).layout()
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes of GGUF files before they are made: `tensors` the data of all tensors by file type, exact, and `metadata` what
-    stands before them in each (under 2 MB for 32,000 tokens), estimated from the size of the vocabulary."""
+def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[str]) -> dict[str, int]:
+    """Predicted bytes of the file of each type, all of them made together.
 
-    tensors: Mapping[str, int]
-    metadata: int
-
-    @property
-    def files(self) -> dict[str, int]:
-        """By file type."""
-        return {name: self.metadata + count for name, count in self.tensors.items()}
-
-
-def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[str]) -> Sizes:
-    """Predicted sizes of the file of each type, all of them made together."""
+    Tensor data and the tensor list are exact; the metadata (under 2 MB for 32,000 tokens) is estimated from the size of
+    the vocabulary.
+    """
     layout = gguf_layout(config, tensors)
     shapes, types = layout.shapes, list(types)
     # Per tensor: length and text of the name, number of dimensions, dimensions, type, offset.
     listing = sum(8 + len(name) + 4 + 8 * len(shape) + 4 + 8 for name, shape in shapes.items())
     metadata = padded(listing + VOCABULARY_BYTES * int(config.get("vocab_size", 0)))
     imatrix = wants_imatrix(types)
-    data = {name: quantised_bytes(FILE_TYPES[name], shapes, layout.model, imatrix) for name in types}
-    return Sizes(data, metadata)
+    return {name: metadata + quantised_bytes(FILE_TYPES[name], shapes, layout.model, imatrix) for name in types}
 
 
 def wants_imatrix(types: Iterable[str]) -> bool:
@@ -138,7 +127,7 @@ def wants_imatrix(types: Iterable[str]) -> bool:
 
 
 _EXPERT = re.compile(r"(model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.experts)\.(\d+)\.(\w+)\.weight")
-_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9]\d*)\.")
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 # Names that the gguf package does not know, or knows with a dot that is not there.
 _OWN_NAMES: Mapping[str, str] = MappingProxyType(
@@ -165,12 +154,12 @@ _BUFFERS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
 @lru_cache(maxsize=32)
-def _name_map(architecture: str, layers: int) -> Any:
-    """gguf's table of names, which takes longer to make than all else of a layout."""
+def _name_map(architecture: str) -> Any:
+    """gguf's table of the names in a model of one layer: that of all layers takes longer to make than all else of a layout."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(key for key in MODEL_ARCH if MODEL_ARCH_NAMES[key] == architecture)
-    return get_tensor_name_map(arch, layers)
+    return get_tensor_name_map(arch, 1)
 
 
 class _Layouter:
@@ -185,7 +174,7 @@ class _Layouter:
         self.heads = _number(config, "num_attention_heads")
         self.kv_heads = 1 if family.latent else _kv_heads(config, tensors, self.heads)
         self.experts = experts_of(config)
-        self.names = _name_map(family.like or family.architecture, self.layers)
+        self.names = _name_map(family.like or family.architecture)
         self.found: dict[str, GgufExpr] = {}
         self.stacks: dict[str, dict[int, tuple[str, Expr]]] = {}
         self.origins: dict[str, tuple[Origin, ...]] = {}
@@ -232,8 +221,9 @@ class _Layouter:
         """GGUF's name of a tensor; None where it has none."""
         if layer and (own := _OWN_NAMES.get(name[layer.end() :])):
             return f"blk.{layer[1]}.{own}"
-        found: str | None = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
-        return found
+        in_first = f"model.layers.0.{name[layer.end() :]}" if layer else name
+        found: str | None = self.names.get_name(in_first, try_suffixes=(".weight", ".bias"))
+        return found.replace("blk.0.", f"blk.{layer[1]}.", 1) if found and layer else found
 
     def _put(self, name: str, new_name: str, x: GgufExpr) -> None:
         if new_name in self.found:

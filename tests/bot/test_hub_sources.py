@@ -197,16 +197,6 @@ def test_a_download_that_is_not_the_file_is_refused_and_not_kept(
     assert target.read_bytes() == weights_of(hub)
 
 
-def test_a_file_of_another_size_in_the_cache_is_fetched_again(
-    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, checkpoint, target = remote(hub, tmp_path, monkeypatch)
-    target.parent.mkdir(parents=True)
-    target.write_bytes(b"cut off")  # as a crash of the machine can leave it
-    client.download(checkpoint, ["model.safetensors"])
-    assert target.read_bytes() == weights_of(hub)
-
-
 def test_a_hub_that_stays_down_ends_a_download_with_one_sentence(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
