@@ -49,6 +49,8 @@ Kind: TypeAlias = Literal["model", "dataset"]
 FIRST_RANGE = 64 * 1024
 # A zip file's directory is at its end: about 100 bytes for each tensor.
 LAST_RANGE = 64 * 1024
+# Before each storage in a zip file stands a header of its own, padded to 64 bytes.
+ENTRY_RANGE = 512
 REQUESTS_AT_ONCE = 16
 # How often a header is asked for again after a failure that passes: a preview is not to wait for long.
 RETRIES = 2
@@ -154,8 +156,28 @@ class Hub:
             for file in wanted:
                 self._fetch(checkpoint, file, folder / file, shown.advance)
                 if file.endswith(".bin"):
-                    tensors |= _placed(folder / file, f"{path}/{file}", file, tensors)
+                    shown_as = f"{path}/{file}"
+                    tensors |= _placed(open_shard(folder / file, shown_as)[1], shown_as, file, tensors)
         return replace(checkpoint, folder=folder, tensors=tensors if checkpoint.tensors is not None else None)
+
+    def placed(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint with the place of every tensor, also where its files are pickles: in a zip file it stands before
+        the tensor, so that each takes a small request of its own."""
+        tensors = dict(checkpoint.tensors or {})
+        files = sorted({info.file for info in tensors.values() if info.file is not None and info.start is None})
+        if not files:
+            return checkpoint
+        path, _, commit = checkpoint.key.rpartition("@")
+
+        def places(file: str) -> dict[str, TensorInfo]:
+            shown, size = f"{path}/{file}", checkpoint.files[file]
+            reader = self._reader(path, commit, file, size, ENTRY_RANGE)
+            return _placed(read_pickle(RandomAccess(shown, size, reader), exact=True), shown, file, tensors)
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            for part in list(pool.map(places, files)):
+                tensors |= part
+        return replace(checkpoint, tensors=tensors)
 
     def fetch_range(self, checkpoint: Checkpoint, file: str, start: int, count: int, target: Path) -> None:
         """Bytes start..start+count of a file of the repository to `target`, gone on with where an earlier try stopped."""
@@ -212,7 +234,9 @@ class Hub:
             raw += self._range(path, commit, shard, 8 + len(raw), 8 + length)
         return parse_header(raw, shown, 8 + length, size)
 
-    def _reader(self, path: str, commit: str, file: str, size: int) -> Callable[[int, int], bytes]:
+    def _reader(
+        self, path: str, commit: str, file: str, size: int, at_once: int = FIRST_RANGE
+    ) -> Callable[[int, int], bytes]:
         """Reads ranges of a file with few requests: each asks for more than is wanted, and what came is kept."""
         kept: list[tuple[int, bytes]] = []
 
@@ -220,7 +244,7 @@ class Hub:
             for offset, data in kept:
                 if offset <= start and stop <= offset + len(data):
                     return data[start - offset : stop - offset]
-            begin, end = start, min(size, max(stop, start + FIRST_RANGE))
+            begin, end = start, min(size, max(stop, start + at_once))
             if size - start <= LAST_RANGE:  # reading goes backwards from the end
                 begin, end = max(0, size - LAST_RANGE), size
             kept.append((begin, self._range(path, commit, file, begin, end)))
@@ -295,14 +319,18 @@ def _store() -> Path:
     return Path(constants.HF_HUB_CACHE).parent / "moerge"
 
 
-def _placed(local: Path, shown: str, file: str, planned: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+def _placed(
+    tensors: dict[str, TensorInfo], shown: str, file: str, planned: dict[str, TensorInfo]
+) -> dict[str, TensorInfo]:
     """The tensors of a pickle checkpoint's file with their places, which must be those that its ranges told of."""
     found: dict[str, TensorInfo] = {}
-    add_shard(found, open_shard(local, shown)[1], file, shown)
+    add_shard(found, tensors, file, shown)
     if {name: replace(info, start=None) for name, info in found.items()} != {
         name: info for name, info in planned.items() if info.file == file
     }:
-        raise SourceError(f"{shown}: holds other tensors than when it was looked at; delete {local} and try again")
+        raise SourceError(
+            f"{shown}: holds other tensors than when it was looked at; delete what was downloaded and try again"
+        )
     return found
 
 

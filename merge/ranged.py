@@ -95,10 +95,7 @@ class RangeStore:
 
     def _bring(self, checkpoint: Checkpoint, key: Key, info: TensorInfo, path: Path) -> None:
         if info.file is None or info.start is None:
-            raise SourceError(
-                f"{checkpoint.name}: its weights are in a pickle, whose tensors cannot be fetched one by one; build without "
-                "max_disk, or name a source with safetensors"
-            )
+            raise SourceError(f"{checkpoint.name}: where tensor {key[1]!r} lies is not known")
         if not info.nbytes:
             path.touch()
         else:

@@ -112,7 +112,7 @@ class Sources:
             return dict(checkpoints)
         store = RangeStore(folder, capacity, self.hub.fetch_range)
         return {
-            key: replace(self.hub.download(checkpoint, companions.get(key, ())), ranges=store)
+            key: replace(self.hub.placed(self.hub.download(checkpoint, companions.get(key, ()))), ranges=store)
             if checkpoint.is_hub
             else checkpoint
             for key, checkpoint in checkpoints.items()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 
 from bot.cli import main
@@ -15,6 +16,8 @@ from merge.checkpoint import open_folder
 from merge.errors import SourceError
 from merge.hub import Hub
 from merge.reference import parse_reference
+from merge.source_files import open_files
+from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
 from tests.merge.test_adapters import save_adapter
 from tests.merge.test_pickles import FLAG, as_pickle, touch, zipped
@@ -83,6 +86,23 @@ def test_a_merge_of_pickles_from_the_hub_equals_that_of_safetensors(
         assert main(["merge", str(path), str(tmp_path / f"out-{name}")]) == 0
         written.append((tmp_path / f"out-{name}" / "model.safetensors").read_bytes())
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("kind", ["zip", "stream", "sharded"])
+def test_the_tensors_of_a_pickle_are_fetched_one_by_one_where_the_disk_is_small(
+    client: Server, models: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    sources = Sources(tmp_path, endpoint=client.endpoint)
+    there = sources.open(parse_reference(f"lab/{kind}"))
+    sizes = [info.nbytes for info in (there.tensors or {}).values()]
+    ranged = sources.ranged({}, {"x": there}, tmp_path / "ranges", 2 * max(sizes))
+    local = {"x": open_folder(models["plain"])}
+    client.log.clear()
+    by_range, plain = open_files(ranged)["x"], open_files(local)["x"]
+    for name in there.tensors or {}:
+        assert torch.equal(by_range.flat(name, 3, 40), plain.flat(name, 3, 40)), name
+    sent = sum(exchange.sent for exchange in client.log.all("GET") if exchange.path.endswith(".bin"))
+    assert sum(sizes) <= sent < 1.1 * sum(sizes)
 
 
 def test_an_adapter_from_the_hub_is_counted_and_merged(
