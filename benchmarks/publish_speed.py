@@ -100,31 +100,33 @@ def downloads() -> None:
     from tests.headers import planned
 
     path = ROOT / "recipes/Beyonder-4x7B-v3.yaml"
-    print("| Beyonder-4x7B, BF16, Q8_0, Q4_K_M | bytes read | of the whole repository |\n|---|---|---|")
-    for mode in ("random", "hidden"):
+    plans = {}
+    for mode in ("random", "hidden", "discriminant"):
         text = f"{path.read_text()}\nrelease: {{quants: [BF16, Q8_0, Q4_K_M]}}\ngate_mode: {mode}\n"
-        plan = planned(parse_recipe(text.encode(), path), ROOT / "tests/data/models")
-        bounded = plan_bounded(plan, parse_size("14GB"))
-        whole = {
-            key: bytes_of([(key, x) for x in source.tensors or {}], plan.sources)
-            for key, source in plan.sources.items()
-        }
-        if mode == "random":
-            for key, source in plan.sources.items():
-                names = {name for item in bounded.schedule.items for owner, name in item.reads if owner == key}
-                count = bytes_of([(key, name) for name in names], plan.sources)
-                role = " (base)" if key == plan.base else ""
-                print(f"| {source.name}{role} | {count / 1e9:.2f} GB | {count / whole[key]:.3f} |")
-        total = sum(whole.values())
-        print(f"| all, gates {mode} | {bounded.download / 1e9:.2f} GB | {bounded.download / total:.3f} |")
-        if mode == "hidden":
-            print("\n| --max-disk | promised | downloads, GB | files |\n|---|---|---|---|")
-            for room in ("14GB", "8GB", "25GB"):
-                bounded = plan_bounded(plan, parse_size(room))
-                print(
-                    f"| {room} | {bounded.disk_bytes / 1e9:.2f} GB | {bounded.download / 1e9:.1f} | "
-                    f"{len(bounded.schedule.items)} |"
-                )
+        plans[mode] = planned(parse_recipe(text.encode(), path), ROOT / "tests/data/models")
+    plan = plans["hidden"]
+    whole = {
+        key: bytes_of([(key, x) for x in source.tensors or {}], plan.sources) for key, source in plan.sources.items()
+    }
+    items = plan_bounded(plan, parse_size("14GB")).schedule.items
+    print(
+        "| Beyonder-4x7B, BF16, Q8_0, Q4_K_M; gates hidden, 14GB | bytes read | of the whole repository |\n|---|---|---|"
+    )
+    for key, source in plan.sources.items():
+        names = {name for item in items for owner, name in item.reads if owner == key}
+        count = bytes_of([(key, name) for name in names], plan.sources)
+        role = " (base)" if key == plan.base else ""
+        print(f"| {source.name}{role} | {count / 1e9:.2f} GB | {count / whole[key]:.3f} |")
+    print(
+        "\n| gates | --max-disk | promised | downloads, GB | of the repositories | files |\n|---|---|---|---|---|---|"
+    )
+    for mode, room in [(mode, room) for mode in plans for room in ("8GB", "14GB", "25GB", "60GB")]:
+        bounded = plan_bounded(plans[mode], parse_size(room))
+        files = sum(item.layer is None for item in bounded.schedule.items)
+        print(
+            f"| {mode} | {room} | {bounded.disk_bytes / 1e9:.2f} GB | {bounded.download / 1e9:.1f} | "
+            f"{bounded.download / sum(whole.values()):.3f} | {files} |"
+        )
     print()
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.disk import TWIN, Bounded, Item, plan_bounded
-from bot.gates import expands
+from bot.gates import prompts_of
+from bot.gates_by_layer import GatesByLayer
 from bot.ggufs import GgufMade, model_info
+from bot.passes import by_layer, check_expansion
 from bot.publish.contents import item_stage, upload_stage
 from bot.publish.destination import Destination, addition_of, preupload
 from bot.publish.lock import gguf_repository
@@ -28,12 +30,12 @@ from evals.results import FileMade, QuantFailed, QuantMade, Report
 from merge import __version__
 from merge import findings as f
 from merge.checkpoint import INDEX
-from merge.errors import ProofError, SourceError, UsageError
+from merge.errors import ProofError, SourceError
 from merge.expr import elements
 from merge.files import file_sha256, write_atomically, writing
+from merge.gates.store import read_gates
 from merge.progress import say
-from merge.ranged import bytes_of
-from merge.recipe import DISCRIMINANT, LoadedRecipe
+from merge.recipe import LoadedRecipe
 from merge.writer import write_shard
 from quants.families import first_moe_layer
 from quants.layout import wants_imatrix
@@ -55,7 +57,8 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
 
     plan = work.plan
     bounded = plan_bounded(plan, max_disk)
-    _check_expansion(work, bounded)
+    prompts = [prompt for expert in prompts_of(work.loaded, plan) for prompt in expert.positive]
+    check_expansion(work.loaded, plan, prompts, bounded.schedule.peak)
     say(
         f"{plan.name}: {bounded.disk_bytes / 1e9:.2f} GB of disk, {bounded.download / 1e9:.2f} GB to download, "
         f"{len(bounded.schedule.items)} files one after the other"
@@ -70,15 +73,20 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
     store = next((checkpoint.ranges for checkpoint in work.local.values() if checkpoint.ranges is not None), None)
     if store is not None:
         store.capacity = bounded.schedule.peak
-    gates = gates_of(work)
-    model = planned_model(plan, work.local, gates, work.model)
+    coming = None
+    if by_layer(plan) and work.state.result("gates", work.gates_key) is None:
+        coming = GatesByLayer(work)
+    model = planned_model(plan, work.local, read_gates(gates_of(work)) if coming is None else coming, work.model)
     imatrix, unreached = _imatrix(work, model) if wants_imatrix(plan.quants) else (None, {})
-    sweep = _Sweep(work, bounded, model, imatrix, store, repositories)
+    sweep = _Sweep(work, bounded, model, imatrix, store, repositories, coming)
     started = time.monotonic()
     sweep.run()
+    gates = gates_of(work) if coming is None else coming.finish()
     if store is not None:
         store.clear()
-    files = sweep.files(gates)
+        store.capacity = bounded.schedule.peak
+        store.expect(None)
+    files = sweep.files()
     work.state.finish("merge", work.merge_key, [], {"seconds": time.monotonic() - started})
     gguf = GgufMade(sweep.quants(), tuple(sweep.failed), imatrix, unreached, None)
     report = report_of(work, gates, files, gguf)
@@ -93,20 +101,6 @@ def not_measured(loaded: LoadedRecipe) -> list[f.Finding]:
     return [f.NotMeasuredBounded(loaded.line("evals"), keys=", ".join(keys))] if keys else []
 
 
-def _check_expansion(work: Work, bounded: Bounded) -> None:
-    """Raise UsageError where text is to be written by a model that does not stay here: it is read once a token."""
-    plan, writer = work.plan, expands(work.loaded)
-    if plan.gate_mode != DISCRIMINANT or writer is None:
-        return
-    writers = plan.experts if writer == "experts" else (plan.base,)
-    largest = max(bytes_of([(key, name) for name in plan.sources[key].tensors or {}], plan.sources) for key in writers)
-    if largest > bounded.schedule.peak:
-        raise UsageError(
-            f"{plan.name}: text is written from short prompts by a model of {largest / 1e9:.1f} GB, which must fit on the disk; "
-            "give max_disk more room, or longer prompts and router: {expand: false}"
-        )
-
-
 class _Sweep:
     """All items of a schedule, one after the other."""
 
@@ -118,6 +112,7 @@ class _Sweep:
         imatrix: FileMade | None,
         store: RangeStore | None,
         repositories: Mapping[str, Destination],
+        gates: GatesByLayer | None,
     ) -> None:
         from quants.build import embedding_rows
         from quants.imatrix import load_imatrix
@@ -126,7 +121,7 @@ class _Sweep:
 
         self.work, self.bounded, self.model, self.store = work, bounded, model, store
         self.repo = work.loaded.recipe.release.repo or ""
-        self.repositories = repositories
+        self.repositories, self.gates = repositories, gates
         self.failed: list[QuantFailed] = []
         self.matrix: Imatrix | None = load_imatrix(work.gguf / imatrix.name) if imatrix else None
         self.importance = self.matrix.importance() if self.matrix else None
@@ -148,7 +143,11 @@ class _Sweep:
             for folder in (self.work.model, self.work.gguf):
                 folder.mkdir(parents=True, exist_ok=True)
         for step, item in enumerate(self.bounded.schedule.items):
-            if self.done(item) is None and self._type(item) not in {failed.type for failed in self.failed}:
+            if item.layer is not None:
+                if self.gates is not None and item.layer not in self.gates:
+                    self._make_room(step, item)
+                    self.gates.advance(item.layer)
+            elif self.done(item) is None and self._type(item) not in {failed.type for failed in self.failed}:
                 self._make_room(step, item)
                 self._make(item)
             elif (self.done(item) or {}).get("sent"):
@@ -158,7 +157,7 @@ class _Sweep:
         """What the state has of an item that was made from the same inputs."""
         return self.work.state.result(item_stage(item.name), self._key(item))
 
-    def files(self, gates: Path) -> tuple[FileMade, ...]:
+    def files(self) -> tuple[FileMade, ...]:
         """The checkpoint's files: the shards, and the small ones."""
         shards = self.bounded.shards
         if len(shards) > 1:

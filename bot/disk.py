@@ -2,47 +2,58 @@
 
 Under `max_disk` every shard and every part of a GGUF file is one `Item`: its source tensors are fetched, it is written,
 uploaded and deleted. Items are taken in the order of the layers they hold, so that a source tensor is fetched once and let go
-when the last item that reads it is done. What does not fit goes early, and is fetched again.
+when the last item that reads it is done. What does not fit goes early, and is fetched again. A router that needs the layers
+below it and no more is calibrated on the way: each of its steps is an item that leaves no file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from bot.passes import EMBEDDED, EMBEDDING, by_layer, passes_after, passes_before, read
 from bot.quants import SMALL_PARTS
 from merge.checkpoint import Checkpoint
 from merge.errors import UsageError
-from merge.expr import nbytes, reads
+from merge.expr import Expr, gate_layers, nbytes, reads
 from merge.plan import MergePlan, OutputTensor
-from merge.ranged import RECENT, Key, bytes_of
-from merge.recipe import DISCRIMINANT, RANDOM_GATES
+from merge.ranged import Key, bytes_of
 from merge.writer import shard_name, shards_of
 from quants.families import first_moe_layer
 from quants.filetypes import FILE_TYPES
 from quants.layout import gguf_layout, wants_imatrix
-from quants.split import SplitFile, sources_of
+from quants.split import SplitFile, expressions_of
 
 # Beside weights: logs, headers, cards, what the file system takes for itself.
 MARGIN = 8_000_000
 # The smallest parts that are tried, and the most files that a release may be cut into.
 SMALLEST, MOST = 1 << 20, 2000
+# Twice as many files are made only where less than this share of the bytes is then downloaded.
+WORTH_IT = 0.98
 # At most about what a tensor takes in a safetensors header.
 HEADER_BYTES = 256
-TWIN = ".twin"
+TWIN, GATES = ".twin", ".gates"
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Item:
-    """An output file: its name, its size in bytes at most, and the source tensors that it reads."""
+    """An output file: its name, its size in bytes at most, the source tensors that it reads, and of how many layers, from the
+    first on, the router must be known. Or a step of the router's calibration, which leaves no file."""
 
     name: str
     bytes: int
     reads: frozenset[Key]
+    routers: int = 0
+
+    @property
+    def layer(self) -> int | None:
+        """The layer whose router this step of the calibration gives; None for a file."""
+        return int(self.name.removesuffix(GATES)) if self.name.endswith(GATES) else None
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,8 @@ def in_order(plan: MergePlan, items: Sequence[Item]) -> list[Item]:
     """Items by the place in the model of what they hold; a twin of the first layers comes before all."""
     place: dict[Key, int] = {}
     for position, tensor in enumerate(plan.tensors):
-        for read in reads(tensor.expr):
-            place.setdefault((read.source, read.tensor), position)
+        for one in reads(tensor.expr):
+            place.setdefault((one.source, one.tensor), position)
     return sorted(items, key=lambda item: median([place[key] for key in item.reads] or [0]))
 
 
@@ -97,7 +108,8 @@ def schedule(
         held = frozenset(key for key, use in later.items() if use is not None)
         wanted = item.reads - held
         total = sum(sizes[key] for key in held) + sum(sizes[key] for key in wanted) + item.bytes
-        for key in sorted(held - item.reads, key=lambda key: later[key] or 0, reverse=True):
+        # By name where two are wanted at the same time: a run after a kill must cut the release into the same files.
+        for key in sorted(held - item.reads, key=lambda key: (later[key] or 0, key), reverse=True):
             if total <= capacity:
                 break
             held -= {key}
@@ -131,7 +143,6 @@ def plan_bounded(plan: MergePlan, max_disk: int) -> Bounded:
     once if that can be. Raises UsageError where it cannot be done, with what it would take."""
     layout = gguf_layout(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors}) if plan.quants else None
     fixed = _fixed_bytes(plan)
-    needed = bytes_of({(r.source, r.tensor) for t in plan.tensors for r in reads(t.expr)}, plan.sources)
     best: Bounded | None = None
     part, tried = SMALL_PARTS, 0
     while part >= SMALLEST and tried < 4:
@@ -145,15 +156,17 @@ def plan_bounded(plan: MergePlan, max_disk: int) -> Bounded:
         items = _items(plan, shards, splits)
         if len(items) > MOST:
             break
-        found, passed, download = after_passes(plan, items, max_disk - fixed)
+        needed = bytes_of({key for item in items for key in item.reads}, plan.sources)
+        held, passed, download = read(plan, passes_before(plan), max_disk - fixed)
+        _, passed_after, download_after = read(plan, passes_after(plan), max_disk - fixed)
+        found = schedule(items, plan.sources, max_disk - fixed, held)
         if found is not None:
             tried += 1
-            peak = max(found.peak, passed)
-            if best is None or download + found.download < best.download:
-                best = Bounded(
-                    Schedule(found.items, peak, found.download), shards, splits, fixed, download + found.download
-                )
-            if download + found.download <= needed:
+            peak = max(found.peak, passed, passed_after)
+            download += found.download + download_after
+            if best is None or download < WORTH_IT * best.download:
+                best = Bounded(Schedule(found.items, peak, found.download), shards, splits, fixed, download)
+            if download <= needed:
                 break
         part //= 2
     if best is None:
@@ -173,51 +186,42 @@ def _shards(plan: MergePlan, part: int) -> dict[str, list[OutputTensor]]:
 def _items(plan: MergePlan, shards: Mapping[str, list[OutputTensor]], splits: Mapping[str, SplitFile]) -> list[Item]:
     """Everything that is made, in order."""
     items = [
-        Item(
-            name,
-            sum(nbytes(tensor.expr) + HEADER_BYTES for tensor in tensors),
-            frozenset((read.source, read.tensor) for tensor in tensors for read in reads(tensor.expr)),
-        )
+        _item(name, sum(nbytes(tensor.expr) + HEADER_BYTES for tensor in tensors), [tensor.expr for tensor in tensors])
         for name, tensors in shards.items()
     ]
     twins = []
     for split in splits.values():
         for index, (path, part) in enumerate(zip(split.paths, split.parts, strict=True)):
-            keys = frozenset(key for tensor in part for key in sources_of(tensor))
-            items.append(Item(path.name, split.file_bytes(part, first=index == 0), keys))
+            items.append(_item(path.name, split.file_bytes(part, first=index == 0), expressions_of(part)))
         twin = split.twin_tensors(first_moe_layer(plan.config))
-        keys = frozenset(key for tensor in twin for key in sources_of(tensor))
-        twins.append(Item(f"{split.paths[0].name}{TWIN}", split.file_bytes(twin, first=True), keys))
-    return [*twins, *in_order(plan, items)]
+        size = split.file_bytes(twin, first=True)
+        twins.append(_item(f"{split.paths[0].name}{TWIN}", size, expressions_of(twin)))
+    return _with_gates(plan, [*twins, *in_order(plan, items)])
 
 
-def after_passes(plan: MergePlan, items: Sequence[Item], capacity: int) -> tuple[Schedule | None, int, int]:
-    """The schedule of `items` after gates and importance matrix have read what they need, in the order of the layers; how
-    much disk those take, and how much they download. What they leave here is not fetched again."""
-    made = [(read.source, read.tensor) for tensor in plan.tensors for read in reads(tensor.expr)]
-    base = [(plan.base, name) for name in plan.sources[plan.base].tensors or {}]
-    passes: list[list[Key]] = []
-    if plan.gate_mode not in RANDOM_GATES:
-        passes.append(made if plan.gate_mode == DISCRIMINANT else base)
-        for model in plan.models if plan.experts_whole else ():
-            passes.append([(key, name) for key in model if key for name in plan.sources[key].tensors or {}])
-    if wants_imatrix(plan.quants):
-        passes.append(made)
-    held: dict[Key, int] = {}
-    peak = download = 0
-    for keys in passes:
-        sizes = {key: bytes_of([key], plan.sources) for key in keys}
-        room = capacity - RECENT * max(sizes.values(), default=0) - sum(held.values())
-        for key, size in sizes.items():
-            if key in held:
-                continue
-            download += size
-            if size <= room:  # the others come and go
-                held[key] = size
-                room -= size
-        whole = sum(size for key, size in sizes.items() if key not in held) + sum(held.values())
-        peak = max(peak, min(capacity, whole))
-    return schedule(items, plan.sources, capacity, frozenset(held)), peak, download
+def _item(name: str, size: int, exprs: Iterable[Expr]) -> Item:
+    exprs = list(exprs)
+    keys = frozenset((one.source, one.tensor) for x in exprs for one in reads(x))
+    return Item(name, size, keys, 1 + max((layer for x in exprs for layer in gate_layers(x)), default=-1))
+
+
+def _with_gates(plan: MergePlan, items: Sequence[Item]) -> list[Item]:
+    """`items`, and before the first that holds a layer's router the step that makes it: of layer 0 from the embedding, of each
+    other one by running the base's layer below it."""
+    if not by_layer(plan):
+        return list(items)
+    layers: dict[int, set[Key]] = {}
+    for name in plan.dense_tensors if plan.gate_mode != EMBEDDED else ():
+        if match := _LAYER.search(name):
+            layers.setdefault(int(match[1]) + 1, set()).add((plan.base, name))
+    layers[0] = {(plan.base, EMBEDDING)}
+    known, found = 0, []
+    for item in items:
+        for layer in range(known, item.routers):
+            found.append(Item(f"{layer}{GATES}", 0, frozenset(layers.get(layer, ()))))
+        known = max(known, item.routers)
+        found.append(item)
+    return found
 
 
 def _fixed_bytes(plan: MergePlan) -> int:

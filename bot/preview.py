@@ -168,10 +168,17 @@ def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | N
     found = [*plan.findings, *runner_findings(loaded), *_hints(plan)]
     if loaded.recipe.build.max_disk is not None and has_weights:
         from bot.disk import parse_size, plan_bounded  # and with it numpy, which no other preview needs
+        from bot.passes import check_expansion
 
         try:
             bounded = plan_bounded(plan, parse_size(loaded.recipe.build.max_disk))
+            prompts = [prompt for expert in plan.gated for prompt in expert.positive_prompts]
+            prompts += [prompt for slice_ in plan.slices.values() for prompt in slice_.texts]
+            check_expansion(loaded, plan, prompts, bounded.schedule.peak)
             disk, download = bounded.disk_bytes, bounded.download
+            if download > plan.download_bytes:
+                more, all_of_it = size(download), size(plan.download_bytes)
+                found.append(f.ReadAgain(loaded.line("build", "max_disk"), download=more, sources=all_of_it))
         except UsageError as error:
             found.append(f.TooLittleDisk(loaded.line("build", "max_disk"), problem=str(error)))
     fitting = None

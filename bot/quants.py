@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evals.quality import Weights
     from evals.results import QuantFailed, QuantMade
     from merge.checkpoint import Checkpoint
+    from merge.gates.added import Rows
     from merge.plan import MergePlan
     from merge.stored import Stored
     from quants.build import QuantFile
@@ -57,13 +58,14 @@ def open_model(folder: Path) -> OpenModel:
     return OpenModel(checkpoint.config, tensors, Stored(open_files({checkpoint.key: checkpoint}), {}), folder)
 
 
-def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path, folder: Path) -> OpenModel:
-    """The model that a plan describes, over its sources on this machine and the gates in the file `gates`.
+def planned_model(
+    plan: MergePlan, local: Mapping[str, Checkpoint], gates: Mapping[int, Rows], folder: Path
+) -> OpenModel:
+    """The model that a plan describes, over its sources on this machine and the gates, layer -> (experts, hidden).
 
     Writes the small files of its checkpoint, config.json and tokenizer, into `folder`; its weights are read where they are.
     Raises SourceError or DestinationError.
     """
-    from merge.gates.store import read_gates
     from merge.source_files import open_files
     from merge.stored import Stored
     from merge.writer import write_described
@@ -72,7 +74,7 @@ def planned_model(plan: MergePlan, local: Mapping[str, Checkpoint], gates: Path,
         folder.mkdir(parents=True, exist_ok=True)
         write_described(plan, local[plan.base], folder)
     tensors = {tensor.name: tensor.expr for tensor in plan.tensors}
-    return OpenModel(plan.config, tensors, Stored(open_files(local), read_gates(gates)), folder)
+    return OpenModel(plan.config, tensors, Stored(open_files(local), gates), folder)
 
 
 def quant_of(result: Mapping[str, Any]) -> QuantMade:

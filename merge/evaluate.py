@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from merge.checkpoint import open_folder
@@ -35,9 +37,14 @@ class Evaluator:
     row for a shared expert that has a gate.
     """
 
-    def __init__(self, files: Mapping[str, Files], gates: Mapping[int, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Files],
+        gates: Mapping[int, torch.Tensor] | Mapping[int, npt.NDArray[np.float32]] | None = None,
+    ) -> None:
         self.files = files
-        self.gates = gates or {}
+        # Not copied: gates that are made layer by layer are there when they are asked for.
+        self.gates = {} if gates is None else gates
 
     def tensor(self, x: Expr) -> torch.Tensor:
         """The whole of `x`, in its dtype and shape."""
@@ -70,7 +77,7 @@ class Evaluator:
             case Read():
                 return self.files[x.source].flat(x.tensor, x.start + start, x.start + stop)
             case Gate():
-                rows = self.gates[x.layer][x.first : x.first + x.shape[0]]
+                rows = torch.as_tensor(self.gates[x.layer])[x.first : x.first + x.shape[0]]
                 return rows.reshape(-1)[start:stop].to(TORCH_DTYPES[x.dtype])
             case Zeros():
                 return torch.zeros(stop - start, dtype=TORCH_DTYPES[x.dtype])

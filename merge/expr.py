@@ -179,3 +179,17 @@ def reads(x: Expr) -> Iterator[Read]:
                 yield from reads(part)
         case _:
             yield from reads(x.x)
+
+
+def gate_layers(x: Expr) -> Iterator[int]:
+    """The layers whose gates `x` is made of."""
+    match x:
+        case Gate():
+            yield x.layer
+        case Read() | Zeros():
+            return
+        case Concat() | Stack():
+            for part in x.xs:
+                yield from gate_layers(part)
+        case _:
+            yield from gate_layers(x.x)

@@ -198,11 +198,19 @@ class StreamedModel:
     def layers(self, progress: Progress | None = None) -> Iterator[StreamedLayer]:
         """The decoder layers in order, each with its weights in memory until the next one is asked for."""
         storage: dict[str, torch.Tensor] = {}
-        for index, module in enumerate(self._layers):
-            with self._loaded(module, storage):
-                yield StreamedLayer(index, module, self.device)
+        for index in range(self.num_layers):
+            with self.layer(index, storage) as layer:
+                yield layer
             if progress:
                 progress(1)
+
+    @contextmanager
+    def layer(self, index: int, storage: dict[str, torch.Tensor]) -> Iterator[StreamedLayer]:
+        """One decoder layer, with its weights in memory for the time of a `with`. `storage` keeps the memory that they lie in
+        for the next one."""
+        module = self._layers[index]
+        with self._loaded(module, storage):
+            yield StreamedLayer(index, module, self.device)
 
     def advance(self, run: Run, progress: Progress | None = None) -> Run:
         """Take `run` through all layers."""

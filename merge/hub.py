@@ -174,9 +174,8 @@ class Hub:
             reader = self._reader(path, commit, file, size, ENTRY_RANGE)
             return _placed(read_pickle(RandomAccess(shown, size, reader), exact=True), shown, file, tensors)
 
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            for part in list(pool.map(places, files)):
-                tensors |= part
+        for part in list(self._files.map(places, files)):
+            tensors |= part
         return replace(checkpoint, tensors=tensors)
 
     def fetch_range(self, checkpoint: Checkpoint, file: str, start: int, count: int, target: Path) -> None:

@@ -72,6 +72,8 @@ class MergePlan:
     models: tuple[tuple[str, str | None], ...] = ()
     # All of each expert is read: it writes text from its own short prompts, or is measured as it is.
     experts_whole: bool = False
+    # What each expert is worth is measured at the end, because the recipe asks for it.
+    measures_worth: bool = False
     slices: Mapping[tuple[str, int], PromptsRead] = field(default_factory=dict)
     why_no_gguf: str | None = None
     kept_experts: int = 0

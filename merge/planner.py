@@ -104,6 +104,7 @@ class _Planner:
             gate_mode=self.recipe.gate_mode,
             models=tuple((x.key, x.adapter.key if x.adapter else None) for x in (*self.experts, *self.shared)),
             experts_whole=experts_whole,
+            measures_worth=self.recipe.needs_prompts and self.recipe.evals.worth is True,
             why_no_gguf=why_no_gguf,
         )
 

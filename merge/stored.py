@@ -44,11 +44,9 @@ class Stored:
     @cached_property
     def evaluator(self) -> Evaluator:
         """What makes numbers of them."""
-        import torch
-
         from merge.evaluate import Evaluator
 
-        return Evaluator(self.files, {layer: torch.from_numpy(gate) for layer, gate in self._gates.items()})
+        return Evaluator(self.files, self._gates)
 
 
 def exact(raw: memoryview, dtype: str) -> npt.NDArray[np.float32]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge.expr import reads as plan_reads
+from merge.expr import Expr
 from quants.filetypes import FileType, padded, tensor_bytes
 from quants.layout import VOCABULARY_BYTES, GgufTensor, Layout
 from quants.mixtures import layer_of
@@ -72,20 +72,20 @@ def shard_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
 
 
-def sources_of(tensor: GgufTensor) -> Iterator[tuple[str, str]]:
-    """The source tensors that a GGUF tensor is made of, as (source, tensor)."""
-    yield from _sources(tensor.expr)
+def expressions_of(tensors: Iterable[GgufTensor]) -> Iterator[Expr]:
+    """The plan's expressions that GGUF tensors are made of."""
+    for tensor in tensors:
+        yield from _expressions(tensor.expr)
 
 
-def _sources(x: GgufExpr) -> Iterator[tuple[str, str]]:
+def _expressions(x: GgufExpr) -> Iterator[Expr]:
     match x:
         case RopeFactors():
             return
         case Permute() | Part() | HeadRows():
-            yield from _sources(x.x)
+            yield from _expressions(x.x)
         case Stack():
             for each in x.xs:
-                yield from _sources(each)
+                yield from _expressions(each)
         case _:
-            for read in plan_reads(x):
-                yield read.source, read.tensor
+            yield x

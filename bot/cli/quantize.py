@@ -176,7 +176,7 @@ def _of_recipe(loaded: LoadedRecipe, args: argparse.Namespace, types: list[str],
     from bot.work import fetched
     from merge import findings as f
     from merge.errors import RecipeError
-    from merge.gates.store import gates_path
+    from merge.gates.store import gates_path, read_gates
     from merge.progress import say
     from merge.sources import Sources
 
@@ -194,7 +194,7 @@ def _of_recipe(loaded: LoadedRecipe, args: argparse.Namespace, types: list[str],
         make_gates(loaded, plan, local, work, key, args.device)
     info = model_info(loaded, plan)
     return _Asked(
-        planned_model(plan, local, gates, work / DESCRIBED),
+        planned_model(plan, local, read_gates(gates), work / DESCRIBED),
         replace(info, name=args.name) if args.name else info,
         types,
         tuple(prompt for expert in loaded.recipe.experts for prompt in expert.positive_prompts),

@@ -48,6 +48,16 @@ class TooLittleDisk(Finding):
     message = "build.max_disk cannot be kept: {problem}"
 
 
+class ReadAgain(Finding):
+    """A `discriminant` router and an importance matrix are measured on the merged model before its files are written, so the
+    sources are read several times; what `build.max_disk` has no room for is downloaded each time. Give it more room, or
+    take a `gate_mode` of mergekit's, which is calibrated while the files are written."""
+
+    id = "read-again"
+    level = NOTICE
+    message = "within build.max_disk {download} are downloaded, more than all sources have ({sources}): they are read again and again"
+
+
 class TooManySharedExperts(Finding):
     """A shared expert runs for every token beside the routed ones. Mixtral, Qwen3-MoE and most others have none, Qwen2-MoE
     and DeepSeek-MoE one. Take it out, or name another `architecture`."""

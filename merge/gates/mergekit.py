@@ -16,8 +16,8 @@ longer than the model's context is refused.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ TOKENS_PER_BATCH = 4096
 EMBEDDING = "model.embed_tokens.weight"
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a calibration has of one layer: its router (experts, hidden), float32, on the CPU; and what enters the layer, batch
+    by batch (B, T, H): all that the next step needs of this one."""
+
+    layer: int
+    gates: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] = ()
+
+
 def calibrate(
     mode: str,
     experts: Sequence[ExpertPrompts],
@@ -64,6 +74,29 @@ def calibrate(
     if mode in RANDOM_GATES:
         drawn = random_gates(mode, config["num_hidden_layers"], len(experts), config["hidden_size"], seed)
         return {layer: torch.from_numpy(gate) for layer, gate in drawn.items()}
+    gates = {}
+    for step in calibrate_by_layer(mode, experts, config, tensors, evaluator, tokenizer_folder, device):
+        gates[step.layer] = step.gates
+        if progress:
+            progress(1)
+    return gates
+
+
+def calibrate_by_layer(
+    mode: str,
+    experts: Sequence[ExpertPrompts],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Expr],
+    evaluator: Evaluator,
+    tokenizer_folder: Path,
+    device: str = "auto",
+    after: Step | None = None,
+) -> Iterator[Step]:
+    """The router of one layer after the other, for the modes that read the base; from the layer behind `after` on.
+
+    A layer's needs the base's layers below it and no more, so that the base can be read layer by layer with pauses. Raises
+    what `calibrate` raises.
+    """
     tokenizer = load_tokenizer(tokenizer_folder)
     # Embeddings know no positions, so `cheap_embed` takes a prompt of any length.
     context = None if mode == "cheap_embed" else config.get("max_position_embeddings")
@@ -72,19 +105,23 @@ def calibrate(
         positive.append(_tokenize(tokenizer, expert.positive, context, f"expert {number}: positive prompt"))
         if expert.negative:
             negative.append(_tokenize(tokenizer, expert.negative, context, f"expert {number}: negative prompt"))
+    with_negative = [e for e, expert in enumerate(experts) if expert.negative]
     dtype = torch.float32 if mode == "cheap_embed" else HIDDEN_DTYPE
     model = StreamedModel(config, tensors, evaluator, device, dtype)
     sets = [*positive, *negative]  # S of them
+    found: Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]
     if mode == "cheap_embed":
-        vectors = _embedding_sums(model, sets)[:, None].expand(-1, model.num_layers, -1)  # (S, L, H)
+        sums = _embedding_sums(model, sets)  # (S, H)
+        found = ((layer, sums, ()) for layer in range(model.num_layers))
     else:
-        vectors = _hidden_means(model, sets, mode == "hidden_avg", progress)  # (S, L, H)
-    gates = vectors[: len(experts)].clone()  # (E, L, H)
-    with_negative = [e for e, expert in enumerate(experts) if expert.negative]
-    gates[with_negative] -= vectors[len(experts) :]
-    if not torch.isfinite(gates).all():
-        raise SourceError("the base model's hidden states are not finite numbers, so no gate can be made of them")
-    return dict(enumerate(unit(gates.float()).transpose(0, 1).contiguous()))  # L x (E, H)
+        found = _hidden_means(model, sets, mode == "hidden_avg", after)
+    for layer, vectors, hidden in found:
+        gates = vectors[: len(experts)].clone()  # (E, H)
+        gates[with_negative] -= vectors[len(experts) :]
+        if not torch.isfinite(gates).all():
+            raise SourceError("the base model's hidden states are not finite numbers, so no gate can be made of them")
+        if after is None or layer > after.layer:
+            yield Step(layer, unit(gates.float()), hidden)
 
 
 def base_files(mode: str, base: Checkpoint) -> tuple[str, ...]:
@@ -136,9 +173,9 @@ def _embedding_sums(model: StreamedModel, sets: Sequence[Batch]) -> torch.Tensor
 
 
 def _hidden_means(
-    model: StreamedModel, sets: Sequence[Batch], over_positions: bool, progress: Progress | None
-) -> torch.Tensor:
-    """For each of S sets of prompts the mean hidden state entering each layer: (S, L, H).
+    model: StreamedModel, sets: Sequence[Batch], over_positions: bool, after: Step | None
+) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
+    """For each of S sets of prompts the mean hidden state entering a layer (S, H), layer by layer, and the states themselves.
 
     Of a prompt it is the mean over all its positions, or the last position alone.
     """
@@ -151,20 +188,19 @@ def _hidden_means(
         for rows in range(0, len(batch.input_ids), step):
             batches.append(Batch(batch.input_ids[rows : rows + step], batch.attention_mask[rows : rows + step]))
             owner.append(number)
-    sums = torch.zeros(len(sets), model.num_layers, model.config.hidden_size, dtype=model.dtype)
     counts = torch.tensor([len(batch.input_ids) for batch in sets])
     run = model.start(batches)
-
-    def collect(layer: int) -> None:
+    first = 0
+    if after is not None:
+        first, run.hidden = after.layer, list(after.hidden)
+    storage: dict[str, torch.Tensor] = {}
+    for layer in range(first, model.num_layers):
+        sums = torch.zeros(len(sets), model.config.hidden_size, dtype=model.dtype)
         for number, hidden in zip(owner, run.hidden, strict=True):  # (B, T, H)
             vectors = hidden.sum(dim=1) / hidden.shape[1] if over_positions else hidden[:, -1]  # (B, H)
-            sums[number, layer] += vectors.sum(dim=0)
-        if progress:
-            progress(1)
-
-    collect(0)
-    # What enters the last layer is known once the one before has run: the last one's weights are not needed.
-    for layer in itertools.islice(model.layers(), model.num_layers - 1):
-        layer.advance(run)
-        collect(layer.index + 1)
-    return sums / counts[:, None, None]
+            sums[number] += vectors.sum(dim=0)
+        yield layer, sums / counts[:, None], tuple(run.hidden)
+        # What enters the last layer is known once the one before has run: the last one's weights are not needed.
+        if layer + 1 < model.num_layers:
+            with model.layer(layer, storage) as loaded:
+                loaded.advance(run)

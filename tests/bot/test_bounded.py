@@ -25,7 +25,7 @@ from bot.hub.faults import Fault
 from bot.hub.names import repo_id
 from bot.hub.server import Server, running
 from bot.pipeline import build_and_publish
-from bot.preview import plan_recipe
+from bot.preview import plan_recipe, preview_of
 from evals.results import read_report
 from merge.errors import UsageError
 from merge.ranged import bytes_of
@@ -109,8 +109,9 @@ class Watch:
         self._thread.join()
 
 
-def test_a_bounded_build_with_calibrated_gates_keeps_its_promise(hub: Server, tmp_path: Path) -> None:
-    recipe, out = write_recipe(tmp_path, gate_mode="hidden"), tmp_path / "out"
+@pytest.mark.parametrize("mode", ["hidden", "discriminant"])
+def test_a_bounded_build_with_calibrated_gates_keeps_its_promise(mode: str, hub: Server, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, gate_mode=mode, router={"expand": False}), tmp_path / "out"
     plan = plan_recipe(load_recipe(recipe), Sources(tmp_path, endpoint=hub.endpoint, token=hub.token()))
     promised = plan_bounded(plan, parse_size(ROOM))
     hub.log.clear()
@@ -119,6 +120,34 @@ def test_a_bounded_build_with_calibrated_gates_keeps_its_promise(hub: Server, tm
     assert watch.peak <= promised.disk_bytes <= parse_size(ROOM)
     fetched = sum(each.sent for each in hub.log.all("GET", "/resolve/") if each.path.endswith(".safetensors"))
     assert fetched <= promised.download + 3 * (128 << 10)
+    if mode == "hidden":  # the base is read once for its router and for the files
+        read = [(plan.base, name) for name in plan.sources[plan.base].tensors or {}]
+        read += [(key, name) for key in plan.experts for name in plan.sources[key].tensors or {} if ".mlp." in name]
+        assert promised.download <= bytes_of(read, plan.sources)
+
+
+def test_an_interrupted_calibration_goes_on_with_the_routers_that_are_uploaded(hub: Server, tmp_path: Path) -> None:
+    release = {"repo": REPO, "quants": ["Q8_0"], "version": "v1", "license": "mit"}
+    recipe, out = write_recipe(tmp_path, gate_mode="hidden", release=release), tmp_path / "out"
+    arguments = ["build", str(recipe), "--out", str(out), "--publish", "--max-disk", ROOM]
+    sent: list[str] = []
+
+    def refuse(number: int, request: Any) -> Fault | None:
+        """The Hub takes four files in each run."""
+        if request.method == "PUT" and "/storage/" in request.url.path:
+            sent.append(request.url.path)
+            return Fault(status=403) if len(sent) % 5 == 0 else None
+        return None
+
+    hub.faults = refuse
+    codes = []
+    while not codes or codes[-1] == 4:
+        codes.append(main(arguments))
+        assert len(codes) > 1 or (out / "gates.partial").is_file()
+    assert codes[-1] == 0 and len(codes) > 2
+    assert len(sent) - len(set(sent)) == len(codes) - 1  # only what was refused went up again
+    hub.faults = None
+    assert main(["verify", REPO]) == 0
 
 
 def test_a_bounded_build_keeps_its_promise_and_fetches_only_what_the_plan_reads_once(
@@ -145,7 +174,7 @@ def test_a_bounded_build_keeps_its_promise_and_fetches_only_what_the_plan_reads_
 
 
 def test_a_bounded_release_has_the_weights_of_an_unbounded_one(hub: Server, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
+    recipe = write_recipe(tmp_path, gate_mode="hidden")
     options = {"endpoint": hub.endpoint, "token": hub.token()}
     sources = Sources(tmp_path, **options)
     build_and_publish(load_recipe(recipe), sources, tmp_path / "bounded", max_disk=ROOM, **options)
@@ -267,9 +296,10 @@ def test_a_bounded_build_that_is_killed_makes_only_what_is_missing(hub: Server, 
     assert "model.safetensors.index.json" in tree(hub, REPO)
 
 
-def test_a_4x7b_in_bf16_with_three_quants_is_planned_within_14_gb(root: Path) -> None:
+@pytest.mark.parametrize("mode", ["random", "hidden"])
+def test_a_4x7b_in_bf16_with_three_quants_is_planned_within_14_gb(mode: str, root: Path) -> None:
     recipe = root / "recipes/Beyonder-4x7B-v3.yaml"
-    text = recipe.read_text() + "\nrelease: {quants: [BF16, Q8_0, Q4_K_M]}\n"
+    text = recipe.read_text() + f"\nrelease: {{quants: [BF16, Q8_0, Q4_K_M]}}\ngate_mode: {mode}\n"
     loaded = parse_recipe(text.encode(), recipe)
     plan = planned(loaded, root / "tests/data/models")
     assert len(plan.quants) == 3
@@ -284,9 +314,29 @@ def test_a_4x7b_in_bf16_with_three_quants_is_planned_within_14_gb(root: Path) ->
         read = {(key, tensor) for item in bounded.schedule.items for owner, tensor in item.reads if owner == key}
         share = bytes_of(read, plan.sources) / bytes_of([(key, name) for name in source.tensors or {}], plan.sources)
         assert share <= 0.78 or key == plan.base
-    assert bounded.schedule.download <= 0.85 * whole
+    assert bounded.download <= 0.85 * whole
     with pytest.raises(UsageError, match="GB are needed"):
         plan_bounded(plan, parse_size("1GB"))
+
+
+def test_what_a_discriminant_router_costs_on_a_small_disk_is_in_the_preview(root: Path) -> None:
+    recipe = root / "recipes/Beyonder-4x7B-v3.yaml"
+
+    def findings(prompt: str, **build: str) -> dict[str, str]:
+        loaded = parse_recipe(
+            re.sub(r'prompts: \["(\w+).*', rf'prompts: ["\1 {prompt}"]', recipe.read_text()).encode()
+            + f"\ngate_mode: discriminant\nrelease: {{quants: [Q8_0]}}\nbuild: {build}\n".encode(),
+            recipe,
+        )
+        preview = preview_of(planned(loaded, root / "tests/data/models"), loaded, str(recipe))
+        return {finding.id: finding.text for finding in preview.findings}
+
+    sentence = "this is a whole sentence of far more than seven words"
+    found = findings("code", max_disk="14GB")
+    assert "by a model of 14.5 GB, which must fit on the disk" in found["too-little-disk"]
+    found = findings(sentence, max_disk="14GB")
+    assert "too-little-disk" not in found and "more than all sources have (57.9 GB)" in found["read-again"]
+    assert not {"too-little-disk", "read-again"} & findings("code", max_disk="60GB").keys()
 
 
 def test_sizes_are_read_as_people_write_them() -> None:

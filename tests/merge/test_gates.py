@@ -32,6 +32,7 @@ from merge.gates import (
     random_gates,
     save_gates,
 )
+from merge.gates.mergekit import Step, calibrate_by_layer
 from merge.gates.random import normal_quantile
 
 HIDDEN, LAYERS, CONTEXT = 32, 3, 24
@@ -128,6 +129,21 @@ def test_hidden_gates_are_unit_differences_of_mean_states_entering_each_layer(
 def test_hidden_last_is_another_name_of_hidden(base: Path) -> None:
     assert torch.equal(calibrated(base, "hidden"), calibrated(base, "hidden_last"))
     assert not torch.equal(calibrated(base, "hidden"), calibrated(base, "hidden_avg"))
+
+
+@pytest.mark.parametrize("mode", ["hidden", "hidden_avg", "cheap_embed"])
+def test_a_calibration_goes_on_after_any_layer(mode: str, base: Path) -> None:
+    tensors, config, evaluator = checkpoint_expressions(base)
+
+    def steps(after: Step | None = None) -> list[Step]:
+        return list(calibrate_by_layer(mode, EXPERTS, config, tensors, evaluator, base, "cpu", after))
+
+    whole = steps()
+    assert torch.equal(torch.stack([step.gates for step in whole], dim=0), calibrated(base, mode))
+    for number, step in enumerate(whole):
+        rest = steps(step)
+        assert [one.layer for one in rest] == list(range(number + 1, LAYERS))
+        assert all(torch.equal(one.gates, whole[one.layer].gates) for one in rest)
 
 
 def test_cheap_embed_sums_the_embeddings_of_all_tokens_but_padding(base: Path) -> None:

@@ -12,6 +12,7 @@ from bot.preview import plan_recipe
 from bot.quants import measure_quants, planned_model
 from bot.work import fetched
 from evals.results import read_report
+from merge.gates import read_gates
 from merge.recipe import load_recipe
 from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
@@ -54,7 +55,7 @@ def test_files_equal_those_of_a_build_and_no_checkpoint_is_written(
     loaded = load_recipe(recipe)
     plan = plan_recipe(loaded, Sources(tmp_path))
     (gates,) = (tmp_path / "built").glob("gates-*.safetensors")
-    model = planned_model(plan, fetched(plan, Sources(tmp_path)), gates, tmp_path / "described")
+    model = planned_model(plan, fetched(plan, Sources(tmp_path)), read_gates(gates), tmp_path / "described")
     quants = [quant for quant in read_report(tmp_path / "built" / "report.json").quants if quant.kl is not None]
     found = measure_quants(model, tmp_path / "out", quants, "cpu")["quants"]
     assert {quant.type: quant.kl for quant in quants} == {name: of["kl"] for name, of in found.items()}
