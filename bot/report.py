@@ -71,6 +71,7 @@ def planned_report(loaded: LoadedRecipe, plan: MergePlan, gates_key: str) -> Rep
             create_pr=recipe.release.create_pr,
         ),
         copied_bytes=plan.copied_bytes,
+        tensor_bytes=plan.checkpoint_bytes,
         base=plan.sources[plan.base].name,
         sources=tuple(
             SourceUsed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 
 from cards import words
@@ -26,6 +27,18 @@ def identities(report: Report) -> Markdown | None:
     named = ((report.recipe_identity, "recipe"), (report.gates_key, "router"))
     lines = [f"{one_line(identity)}  {label}" for identity, label in named if identity]
     return fence("\n".join(lines), "text") if lines else None
+
+
+def copied(report: Report) -> str | None:
+    """How much of the weights is a source's own, byte for byte. Never rounded up: 100 % is all of it."""
+    if not report.tensor_bytes:
+        return None
+    percent = math.floor(10_000 * report.copied_bytes / report.tensor_bytes) / 100
+    if report.copied_bytes == report.tensor_bytes:
+        return "All bytes of the weights are a source's own."
+    if not report.copied_bytes:
+        return "No byte of the weights is a source's own: all were converted or calculated."
+    return f"{percent:g} % of the bytes of the weights are a source's own; the others, those of the routers among them, were converted or calculated."
 
 
 def time_taken(report: Report) -> str | None:

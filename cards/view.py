@@ -106,6 +106,7 @@ class View:
     sources: tuple[tuple[Markdown, ...], ...]
     identities: Markdown | None
     version: str
+    copied: str | None
     time: str | None
     checksums: Markdown | None
 
@@ -162,6 +163,7 @@ def view_of(report: Report) -> View:
         sources=tuple(provenance.sources(report)),
         identities=provenance.identities(report),
         version=report.moerge_version,
+        copied=provenance.copied(report),
         time=provenance.time_taken(report),
         checksums=checksums(report.files),
     )

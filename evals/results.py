@@ -228,8 +228,9 @@ class Report:
     imatrix: FileMade | None = None
     quants_measured: QuantsMeasured | None = None
     release: ReleaseWanted = ReleaseWanted()
-    # Bytes of the checkpoint's tensors that are a source's own, copied and not computed.
+    # Bytes of the checkpoint's tensors, and of those the ones that are a source's own, copied and not computed.
     copied_bytes: int = 0
+    tensor_bytes: int = 0
     why_family: str = ""
     license_stated: bool = False
     # Numbers of config.json: layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary.

@@ -127,6 +127,8 @@ def release_report() -> Report:
             "shared": 1_604_587_520,
             "per_expert": 5_637_275_648,
         },
+        copied_bytes=48_306_331_648,
+        tensor_bytes=48_307_380_224,
         experts_per_token=2,
         context_length=32768,
         license="other",
