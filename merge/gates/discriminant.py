@@ -134,7 +134,7 @@ def _held_out_residuals(
     out = torch.empty_like(residuals)
     for g in range(int(group.max()) + 1):
         rows = (group == g).nonzero()[:, 0]  # (n_g,)
-        parts = -(-len(shrink) * len(rows) ** 2 // HAT_ELEMENTS)
+        parts = max(1, -(-len(shrink) * len(rows) ** 2 // HAT_ELEMENTS))
         for fits in torch.arange(len(shrink), device=rows.device).chunk(parts):
             hat = (u[rows] * shrink[fits, None]) @ u[rows].T  # (c, n_g, n_g)
             place = fits[:, None], rows

@@ -18,6 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bot.cli import main
 from bot.hub.server import Server, running
+from bot.worth import is_measured
+from merge.planner import build_plan
+from merge.recipe import load_recipe
+from merge.sources import Sources
 from tests.dense import save_dense
 
 LONG = "once upon a time there was a small model "
@@ -290,6 +294,22 @@ def test_an_expert_that_is_worse_than_the_base_in_this_merge_is_named(
     assert "expert-loses-its-skill" in gates(recipe, capsys)
 
 
+def test_worth_is_measured_of_large_models_on_a_gpu_alone_unless_asked(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.worth.SMALL", 1000)
+    recipe = written(tmp_path, models)
+    assert "as it is" not in gates(recipe, capsys)
+    assert main(["gates", str(recipe), "--device", "cpu", "--worth"]) == 0
+    assert "as it is" in capsys.readouterr().out
+    loaded = load_recipe(recipe)
+    opened, _ = Sources(tmp_path).open_all(loaded.recipe.references)
+    plan = build_plan(loaded, opened)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert is_measured(loaded, plan, "auto")
+    assert not is_measured(loaded, plan, "cpu")
+
+
 def test_an_expert_with_an_adapter_is_measured_with_all_of_it(models: list[Path], tmp_path: Path) -> None:
     peft = {
         "peft_type": "LORA",
@@ -339,6 +359,32 @@ def test_experts_write_their_own_text_which_the_preview_counts(
     assert {one["prompt"] for one in report["written_prompts"]} == {"talk", "city", "code", "python"}
 
 
+# -------------------------------------------------------------------------------------------------- what a preview says
+
+
+@pytest.mark.parametrize(
+    ("keys", "finding"),
+    [
+        ({"gate_mode": None}, "discriminant-hint"),
+        ({"gate_mode": "hidden"}, "discriminant-hint"),
+        ({"gate_mode": "hidden", "router": {"expand": False}}, "only-for-discriminant"),
+        ({"gate_mode": "random"}, "unused-prompts"),
+        ({}, None),
+    ],
+)
+def test_a_preview_says_what_the_gate_mode_makes_of_the_prompts(
+    keys: dict[str, Any], finding: str | None, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(tmp_path, models, **keys)
+    value = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({key: x for key, x in value.items() if x is not None}))
+    assert main(["preview", "--json", str(recipe)]) == 0
+    [said] = json.loads(capsys.readouterr().out)
+    known = {"discriminant-hint", "only-for-discriminant", "unused-prompts"}
+    found = known & {one["id"] for one in said["findings"]}
+    assert finding in found if finding else not found
+
+
 # ----------------------------------------------------------------------------------------------------- degenerate cases
 
 
@@ -371,6 +417,14 @@ def test_a_prompt_longer_than_the_context_is_named(
     models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "prompts-cut" in gates(written(tmp_path, models, [[LONG * 40], PROMPTS[1]]), capsys)
+
+
+def test_of_very_many_prompts_a_part_is_used_and_said(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merge.gates.prompts.MAX_TOKENS", 100)
+    many = [LONG + str(number) for number in range(40)]
+    assert "prompts-thinned" in gates(written(tmp_path, models, [many, PROMPTS[1]]), capsys)
 
 
 def test_a_base_without_bos_is_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
