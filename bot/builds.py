@@ -13,7 +13,6 @@ from typing import Any
 
 from bot.changes import Change
 from bot.inputs import Settings
-from bot.jobs import JobOptions, build_in_job
 from bot.matrix import is_buildable, runner_of
 from bot.preview import plan_recipe
 from bot.releases import Release, released_here, released_in_job, tag_on_hub, tagged_recipe
@@ -127,6 +126,8 @@ def _built_and_published(change: Change, settings: Settings) -> _Made:
 
 def _in_job(loaded: LoadedRecipe, runner: Runner, change: Change, settings: Settings, out: Path) -> _Made:
     """Planned here first: what is wrong with a recipe is known before a machine is paid for."""
+    from bot.jobs import JobOptions, build_in_job  # and with it all of publishing: a preview does without
+
     plan = plan_recipe(loaded, settings.sources(change.path))
     options = JobOptions(settings.job_image, settings.job_namespace, settings.token, settings.endpoint)
     release = released_in_job(loaded, plan, build_in_job(loaded, runner, options, out))
