@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from merge.checkpoint import (
@@ -41,9 +41,6 @@ from merge.reference import ModelReference
 from merge.tensors import TensorInfo
 from merge.zip_layout import RandomAccess
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 Kind: TypeAlias = Literal["model", "dataset"]
 # Most headers of a shard fit in the first request (a 7B model's have 12 kB each); the few that don't cost a second.
 FIRST_RANGE = 64 * 1024
@@ -52,7 +49,7 @@ LAST_RANGE = 64 * 1024
 # Before each storage in a zip file stands a header of its own, padded to 64 bytes.
 ENTRY_RANGE = 512
 REQUESTS_AT_ONCE = 16
-# How often a header is asked for again after a failure that passes: a preview is not to wait for long.
+# How often something is asked for again after a failure that passes: a preview is not to wait for long.
 RETRIES = 2
 
 
@@ -71,15 +68,15 @@ class Hub:
         self._models, self._files = (ThreadPoolExecutor(REQUESTS_AT_ONCE) for _ in range(2))
 
     @cached_property
-    def api(self) -> HfApi:
-        """The client, imported for the first model that is on no disk."""
-        from huggingface_hub import HfApi
+    def endpoint(self) -> str:
+        """Its address. The client is imported for the first model that is on no disk, and not all of it: only its session."""
+        from huggingface_hub import constants
 
-        return HfApi(endpoint=self._endpoint, token=self._token)
+        return self._endpoint or constants.ENDPOINT
 
     @cached_property
     def _cache(self) -> HeaderCache | None:
-        return HeaderCache(self._folder, self.api.endpoint, self._token) if self._folder is not None else None
+        return HeaderCache(self._folder, self.endpoint, self._token) if self._folder is not None else None
 
     def open(self, reference: ModelReference, layout: Layout = MODEL) -> Checkpoint:
         """The checkpoint at `reference`, from its headers, pinned to the commit its revision meant when it was first asked for."""
@@ -105,12 +102,17 @@ class Hub:
             return None
         return self._cache.get(reference.path, commit, layout, str(reference))
 
-    def _info(self, reference: ModelReference, parameters: dict[str, str]) -> dict[str, Any]:
+    def _info(self, reference: ModelReference, parameters: dict[str, str], kind: Kind = "model") -> dict[str, Any]:
         """What the Hub says of a repository at a revision. The client's own `model_info` makes objects of all of it, which
         takes longer than the request."""
         revision = f"/revision/{quote(reference.revision, safe='')}" if reference.revision else ""
-        url = f"{self.api.endpoint}/api/models/{reference.path}{revision}"
-        return load_json(self._request(str(reference), url, parameters=parameters)[1], str(reference))
+        url = f"{self.endpoint}/api/{kind}s/{reference.path}{revision}"
+        return load_json(self._request(str(reference), url, parameters=parameters, kind=kind)[1], str(reference))
+
+    def _url(self, path: str, commit: str, file: str, kind: Kind = "model") -> str:
+        """The address of a file. https://huggingface.co/docs/hub/models-downloading"""
+        prefix = "datasets/" if kind == "dataset" else ""
+        return f"{self.endpoint}/{prefix}{path}/resolve/{commit}/{quote(file)}"
 
     def _ask(self, reference: ModelReference, layout: Layout) -> Checkpoint:
         name = str(reference)
@@ -180,20 +182,19 @@ class Hub:
 
     def fetch_range(self, checkpoint: Checkpoint, file: str, start: int, count: int, target: Path) -> None:
         """Bytes start..start+count of a file of the repository to `target`, gone on with where an earlier try stopped."""
-        from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
 
         path, _, commit = checkpoint.key.rpartition("@")
-        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
-        with _readable(f"{path}/{file}", self.api.endpoint):
+        url = self._url(path, commit, file)
+        with _readable(f"{path}/{file}", self.endpoint):
             download(
-                url, build_hf_headers(token=self.api.token), target,
+                url, build_hf_headers(token=self._token), target,
                 size=count, sha256=None, advance=lambda count: None, offset=start,
             )  # fmt: skip
 
     def _fetch(self, checkpoint: Checkpoint, file: str, target: Path, advance: Callable[[int], None]) -> None:
         """One file of the repository to `target`: linked where the client's cache has it, else downloaded."""
-        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.utils._headers import build_hf_headers
 
         path, _, commit = checkpoint.key.rpartition("@")
@@ -203,9 +204,9 @@ class Hub:
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 target.symlink_to(Path(cached).resolve())
-        url = hf_hub_url(path, file, revision=commit, endpoint=self.api.endpoint)
-        with _readable(f"{path}/{file}", self.api.endpoint):
-            download(url, build_hf_headers(token=self.api.token), target, size=size, sha256=sha256, advance=advance)
+        url = self._url(path, commit, file)
+        with _readable(f"{path}/{file}", self.endpoint):
+            download(url, build_hf_headers(token=self._token), target, size=size, sha256=sha256, advance=advance)
 
     def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
         """A JSON file."""
@@ -253,9 +254,8 @@ class Hub:
 
     def dataset(self, reference: ModelReference) -> tuple[str, dict[str, int]]:
         """The commit that a dataset's revision means now, and its files with their sizes."""
-        with _readable(str(reference), self.api.endpoint, "dataset"):
-            info = self.api.dataset_info(reference.path, revision=reference.revision, files_metadata=True)
-        return info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or []}
+        info = self._info(reference, {"blobs": "true"}, "dataset")
+        return info.get("sha") or "", {file["rfilename"]: file.get("size") or 0 for file in info.get("siblings") or []}
 
     def dataset_range(self, reference: ModelReference, commit: str, file: str, start: int, stop: int) -> bytes:
         """Bytes start..stop of a file of a dataset."""
@@ -274,10 +274,7 @@ class Hub:
         self, path: str, commit: str, file: str, headers: dict[str, str], kind: Kind = "model"
     ) -> tuple[int, bytes]:
         """A file of the repository in one request, without the HEAD that the client's own download asks first."""
-        from huggingface_hub import hf_hub_url
-
-        url = hf_hub_url(path, file, repo_type=kind, revision=commit, endpoint=self.api.endpoint)
-        return self._request(f"{path}/{file}", url, headers=headers, kind=kind, retries=RETRIES)
+        return self._request(f"{path}/{file}", self._url(path, commit, file, kind), headers=headers, kind=kind)
 
     def _request(
         self,
@@ -287,20 +284,22 @@ class Hub:
         headers: Mapping[str, str] = MappingProxyType({}),
         parameters: Mapping[str, str] | None = None,
         kind: Kind = "model",
-        retries: int = 0,
     ) -> tuple[int, bytes]:
         """Status and body of a GET through the client's session. Raises SourceError, which says `what` was asked for."""
+        import httpx2
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 
-        with _readable(what, self.api.endpoint, kind):
+        with _readable(what, self.endpoint, kind):
             response = http_backoff(
                 "GET",
                 url,
-                headers={**build_hf_headers(token=self.api.token), **headers},
+                headers={**build_hf_headers(token=self._token), **headers},
                 params=parameters,
                 follow_redirects=True,
-                max_retries=retries,
+                max_retries=RETRIES,
+                # Not where no connection could be made: the client would close the session that other threads use.
+                retry_on_exceptions=(httpx2.TimeoutException, httpx2.ReadError, httpx2.RemoteProtocolError),
             )
             hf_raise_for_status(response)
         return response.status_code, response.content

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from merge import findings as f
@@ -103,7 +104,7 @@ class MergePlan:
         """Bytes of the result's tensors that are a source's own, untouched."""
         return sum(nbytes(piece) for tensor in self.tensors for piece in pieces(tensor.expr) if isinstance(piece, Read))
 
-    @property
+    @cached_property
     def needed_files(self) -> dict[str, tuple[str, ...]]:
         """By source key, the files that a build reads: the shards with a tensor it uses, and the base's companions.
         Gates made from hidden states need the whole base."""

@@ -28,6 +28,7 @@ SECONDS, MEGABYTES = 2.0, 300
 ONE = """
 import json, resource, sys, time
 from pathlib import Path
+import huggingface_hub.utils._http
 from bot.changes import ADDED, Change, is_recipe, read_recipe
 from bot.github.comment import preview_comment
 from bot.previews import preview_changes
@@ -35,14 +36,12 @@ from merge.hub import Hub
 from merge.sources import Sources
 folder, endpoint = Path(sys.argv[1]), sys.argv[2]
 hub = Hub(endpoint, None)
-hub.api
 for path in sorted(folder.iterdir()):
     pid = __import__("os").fork()
     if pid == 0:
         started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         raw = path.read_bytes()[:256 * 1024 + 1]
         said = is_recipe(raw)
-        started = time.process_time()
         file = read_recipe(raw, f"recipes/{path.name}", folder)
         change = Change(file.path, ADDED, "the recipe is new", file)
         sources = lambda path: Sources(folder, hub=hub, allow_local=False)
