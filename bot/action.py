@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from bot.git import Commits, Repository
 from bot.inputs import OUTPUTS, Settings, read_settings, tokens
 from bot.matrix import JOBS, by_urgency, clashes, errors_of, is_buildable, matrix, plan_entries
 from bot.preview import Preview
-from bot.previews import preview_changes
+from bot.previews import import_for_previews, preview_changes
 from bot.releases import tagged_recipe
 from bot.workflow_commands import Annotations, Summary, mask, untrusted, write_output
 from merge import findings as f
@@ -127,6 +128,8 @@ class Action:
                 raise
         from bot.github.commits import RemoteRepository
 
+        # Half a second of imports, while GitHub is asked what changed.
+        threading.Thread(target=import_for_previews).start()
         return RemoteRepository(self.github, self.settings.folder, self.settings.inside, self.settings.globs)
 
     def _tagged(self, tag: str, every: Sequence[Change]) -> list[Change]:

@@ -49,6 +49,12 @@ def preview_changes(
         return list(pool.map(one, wanted))
 
 
+def import_for_previews() -> None:
+    """Import what every preview comes to need, and other work does without."""
+    import gguf  # noqa: F401
+    import huggingface_hub.utils._http  # noqa: F401
+
+
 def _preview(change: Change, file: RecipeFile, sources: Callable[[str], Sources], runner: str | None) -> Preview:
     if file.loaded is None:
         return Preview(change.path, file.name, file.error.findings if file.error else (), change=change.kind)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from merge.checkpoint import Checkpoint, Layout
 from merge.tensors import TensorInfo
 
 # Bound to the fields of Checkpoint and TensorInfo: another number makes old files unknown.
-FORMAT = 1
+FORMAT = 2
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -73,18 +74,21 @@ class HeaderCache:
 
 
 def _value(checkpoint: Checkpoint) -> dict[str, Any]:
-    tensors = checkpoint.tensors
-    shown = asdict(replace(checkpoint, tensors=None))
-    files = list(dict.fromkeys(info.file for info in (tensors or {}).values()))
-    place = {file: number for number, file in enumerate(files)}
-    listed = [[name, x.dtype, x.shape, place[x.file], x.start] for name, x in (tensors or {}).items()]
-    return shown | {"folder": None, "shards": files, "tensors": None if tensors is None else listed}
+    shown = asdict(replace(checkpoint, tensors=None)) | {"folder": None}
+    if checkpoint.tensors is None:
+        return shown
+    listed = [[name, x.dtype, x.shape, x.file, x.start] for name, x in checkpoint.tensors.items()]
+    return shown | {"tensors": json.dumps(listed, separators=(",", ":"))}
 
 
 def _checkpoint(value: dict[str, Any]) -> Checkpoint:
-    shards = value.pop("shards")
-    if (listed := value["tensors"]) is not None:
-        value["tensors"] = {
-            name: TensorInfo(dtype, tuple(shape), shards[shard], start) for name, dtype, shape, shard, start in listed
-        }
-    return Checkpoint(**value)
+    listed = value["tensors"]
+    return Checkpoint(**value | {"tensors": None if listed is None else _tensors(listed)})
+
+
+@lru_cache(maxsize=64)
+def _tensors(listed: str) -> Mapping[str, TensorInfo]:
+    """The tensors of a checkpoint. They are a text in its file because most fine-tunes of a model have the very same."""
+    return {
+        name: TensorInfo(dtype, tuple(shape), file, start) for name, dtype, shape, file, start in json.loads(listed)
+    }

@@ -6,6 +6,7 @@ A subcommand's module has HELP, `configure(parser)` and `run(args) -> exit code`
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -32,6 +33,7 @@ COMMANDS = (
     "watch",
 )
 CRASH = 5
+NEW_OBJECTS = 50_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
+    # Plans are many small objects that live to the end: by default Python looks through all of them at every 700 new ones.
+    gc.set_threshold(NEW_OBJECTS)
     try:
         code: int = args.run(args)
     except MoergeError as error:
