@@ -5,8 +5,8 @@
 The whole job of a pull request from a fork, as the container runs it, against a local GitHub and an embedded Hub, each a
 process of its own whose every answer waits 50 ms. All 250 sources are different models of two shards with an index and the 291 tensors of a 7B
 model. Cold: an empty cache of headers. Warm: with the cache that the cold run left. Writes its section of
-benchmarks/RESULTS.md. No peer previews a merge; the limits are the waits themselves: five a source one after the other where all sources
-are asked at once, and one where they are known.
+benchmarks/RESULTS.md. No peer previews a merge; the limits are the waits themselves: three a source one after the other where all
+sources are asked at once, and one where they are known.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from typing import Any
 from bot.collect import OUTCOMES
 from bot.git import NO_COMMIT
 from bot.polling import Pause, Poller
+from bot.workflow_commands import read_outputs
 from merge.errors import JobError, SourceError, UsageError
 from merge.files import write_atomically, writing
 from merge.findings import printable
@@ -359,23 +360,6 @@ class Watch:
 def say(line: str) -> None:
     """One line with the time, for whoever watches the watcher."""
     print(f"{time.strftime('%H:%M:%S')} {printable(line)}", flush=True)
-
-
-def read_outputs(path: Path) -> dict[str, str]:
-    """The outputs of a step as GitHub's runner reads them."""
-    found: dict[str, str] = {}
-    lines = iter(path.read_text(encoding="utf-8").split("\n")) if path.is_file() else iter(())
-    for line in lines:
-        name, marker, word = line.partition("<<")
-        if not marker:
-            continue
-        value = []
-        for part in lines:
-            if part == word:
-                break
-            value.append(part)
-        found[name] = "\n".join(value)
-    return found
 
 
 def _read_state(path: Path, repository: str) -> dict[str, Any]:

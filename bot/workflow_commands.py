@@ -114,6 +114,23 @@ def write_output(path: Path | None, name: str, value: str) -> None:
     _append(path, f"{name}<<{word}\n{value}\n{word}\n")
 
 
+def read_outputs(path: Path) -> dict[str, str]:
+    """The outputs of a step that has ended, as GitHub's runner reads them."""
+    found: dict[str, str] = {}
+    lines = iter(path.read_text(encoding="utf-8").split("\n")) if path.is_file() else iter(())
+    for line in lines:
+        name, marker, word = line.partition("<<")
+        if not marker:
+            continue
+        value = []
+        for part in lines:
+            if part == word:
+                break
+            value.append(part)
+        found[name] = "\n".join(value)
+    return found
+
+
 class Summary:
     """The step's summary in Markdown, from whole sections: one that would pass GitHub's limit is left out, and counted."""
 

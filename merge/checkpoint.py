@@ -152,6 +152,8 @@ def weight_files(
 
     `read_json` reads one of `files`. Raises SourceError for an index that names a file that is not there.
     """
+    if layout is MODEL and (shards := complete_set(files)):
+        return shards
     for index, single in layout.weights:
         if index is not None and index in files:
             names = shard_names(read_json(index), f"{where}/{index}", Path(single).suffix)
@@ -162,6 +164,14 @@ def weight_files(
         if single in files:
             return [single]
     return []
+
+
+def complete_set(files: Mapping[str, int]) -> list[str]:
+    """The shards of a model whose files say by their names alone that they are all: no index is needed, and none fetched.
+    Empty where there is another file of weights beside them, or one is missing."""
+    found = sorted(name for name in files if name.endswith(".safetensors"))
+    whole = [f"model-{number:05}-of-{len(found):05}.safetensors" for number in range(1, len(found) + 1)]
+    return found if found == whole else []
 
 
 def shard_names(index: Mapping[str, Any], where: str, suffix: str) -> list[str]:

@@ -12,17 +12,12 @@ import yaml
 from huggingface_hub import HfApi
 
 from bot.hub.server import Server, running
-from tests.bot.workflow import ZEROS, Recipes, hub_recipe, pull_request, push, run_step
-from tests.dense import save_dense
+from tests.bot.workflow import ZEROS, Recipes, hub_recipe, pull_request, push, run_step, tiny_models
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of a few hundred thousand parameters."""
-    folder = tmp_path_factory.mktemp("models")
-    for number in range(2):
-        save_dense(folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2)
-    return folder
+    return tiny_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

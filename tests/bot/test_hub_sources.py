@@ -79,6 +79,33 @@ def test_headers_by_ranges_equal_the_file_s_own(hub: Server, models: list[Path])
     assert Hub(hub.endpoint).open(parse_reference(BASE)).tensors == open_folder(models[0]).tensors
 
 
+def test_the_index_is_asked_for_only_where_the_shards_names_do_not_say_that_they_are_all(
+    hub: Server, models: list[Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors, folder = load_file(models[0] / "model.safetensors"), tmp_path / "sharded"
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shards = {name: {key: tensors[key] for key in sorted(tensors)[part::2]} for part, name in enumerate(names)}
+    folder.mkdir()
+    for name, part in shards.items():
+        save_file(part, folder / name, {"format": "pt"})
+    places = {key: name for name, part in shards.items() for key in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "config.json").write_bytes((models[0] / "config.json").read_bytes())
+    api = HfApi(endpoint=hub.endpoint, token=hub.token())
+    api.create_repo("lab/sharded")
+    api.upload_folder(repo_id="lab/sharded", folder_path=folder)
+    hub.log.clear()
+    whole = Hub(hub.endpoint).open(parse_reference("lab/sharded")).tensors
+    assert whole is not None and {name: info.file for name, info in whole.items()} == places
+    assert not hub.log.all(containing="index.json")
+    # Another file of weights: only the index says which are the model's.
+    api.upload_file(path_or_fileobj=b"old", path_in_repo="consolidated.safetensors", repo_id="lab/sharded")
+    assert Hub(hub.endpoint).open(parse_reference("lab/sharded")).tensors == whole
+    assert hub.log.all(containing="index.json")
+
+
 def test_a_build_from_the_hub_equals_one_from_folders(hub: Server, models: list[Path], tmp_path: Path) -> None:
     assert main(["merge", str(recipe(tmp_path)), str(tmp_path / "hubbed")]) == 0
     local = recipe(tmp_path, str(models[0]), str(models[1]))

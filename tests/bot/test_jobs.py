@@ -15,8 +15,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from bot.hub.server import Server, running
-from tests.bot.workflow import ROOT, Recipes, commands, hub_recipe, push, run_step
-from tests.dense import save_dense
+from tests.bot.workflow import ROOT, Recipes, commands, hub_recipe, push, run_step, tiny_models
 
 TINY = {"release": {"repo": "admin/Tiny", "license": "apache-2.0", "quants": ["Q8_0"], "version": "1.0"}}
 
@@ -25,13 +24,7 @@ TINY = {"release": {"repo": "admin/Tiny", "license": "apache-2.0", "quants": ["Q
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("jobs")
     with running(folder / "hub", jobs=True) as server:
-        api = HfApi(endpoint=server.endpoint, token=server.token())
-        for number in range(2):
-            made = save_dense(
-                folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2
-            )
-            api.create_repo(f"lab/m{number}")
-            api.upload_folder(repo_id=f"lab/m{number}", folder_path=made)
+        tiny_models(folder, server)
         yield server
 
 

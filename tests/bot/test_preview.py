@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bot.cli import main
+from tests.bot.workflow import Recipes, recipe
 
 # Billions of parameters as the models' pages on the Hub show them.
 COMMUNITY = {
@@ -64,6 +65,41 @@ def test_a_recipe_with_an_error_keeps_its_place_in_the_list(
     first, second = json.loads(capsys.readouterr().out)
     assert (first["name"], first["parameters"], first["findings"][0]["id"]) == ("broken", None, "missing-key")
     assert second["name"] == "smol_llama-8x220M"
+
+
+def test_strict_makes_a_warning_an_error_and_the_exit_code_with_it(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["preview", "--json", "--models", str(root / "tests/data/models")]
+    levels = []
+    for strict, expected in (([], 0), (["--strict"], 1)):
+        assert main([*arguments, *strict, str(root / "recipes/smol_llama-8x220M.yaml")]) == expected
+        [preview] = json.loads(capsys.readouterr().out)
+        levels.append({finding["id"]: finding["level"] for finding in preview["findings"]})
+    assert levels[0]["all-experts-same"] == "warning"
+    assert levels[1] == {name: level.replace("warning", "error") for name, level in levels[0].items()}
+
+
+def test_base_previews_only_what_says_something_else_since_then_and_tells_the_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = Recipes(tmp_path / "recipes")
+    recipes.commit(**{f"recipes/{name}.yaml": recipe(2) for name in "abc"})
+    recipes.write("recipes/a.yaml", recipe(2, comment="says the same"))
+    recipes.write("recipes/b.yaml", recipe(4))
+    recipes.write("recipes/d.yaml", recipe(2))
+    folder = str(recipes.folder / "recipes")
+    assert main(["preview", "--json", "--base", "HEAD", folder]) == 0
+    previews = {preview["name"]: preview for preview in json.loads(capsys.readouterr().out)}
+    assert {name: preview["change"] for name, preview in previews.items()} == {"b": "changed", "d": "added"}
+    told = {one["what"]: (one["before"], one["after"]) for one in previews["b"]["against_base"]}
+    assert told["parameters"] == ("12.88 B", "24.15 B"), told
+    assert main(["preview", "--base", "HEAD", folder]) == 0
+    said = capsys.readouterr().out
+    assert "changed     parameters: 12.88 B → 24.15 B" in said
+    assert f"{folder}/a.yaml: unchanged: the recipe says the same as before" in said
+    assert main(["preview", "--base", "nowhere", folder]) == 2
+    assert "nowhere: no such commit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["preview", "--models", "tests/data/models", "recipes/BurningBruce-005.yaml"],

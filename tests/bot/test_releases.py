@@ -16,18 +16,14 @@ from markdown_it import MarkdownIt
 from bot.hub import server as hubs
 from bot.releases import About, Release, ReleasedFile, release_text, tag_of, tagged_recipe
 from demo.github import server as githubs
-from tests.bot.workflow import ZEROS, Recipes, Step, push, recipe, run_step
-from tests.dense import save_dense
+from tests.bot.workflow import ZEROS, Recipes, Step, push, recipe, run_step, tiny_models
 
 NAME = "me/recipes"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for number in range(2):
-        save_dense(folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2)
-    return folder
+    return tiny_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

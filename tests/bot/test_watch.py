@@ -19,8 +19,7 @@ from huggingface_hub import HfApi
 from bot.hub import server as hubs
 from demo.github import server as githubs
 from demo.github.outer import Fault
-from tests.bot.workflow import ROOT, Recipes, hub_recipe
-from tests.dense import save_dense
+from tests.bot.workflow import ROOT, Recipes, hub_recipe, tiny_models
 
 NAME = "me/recipes"
 
@@ -29,13 +28,7 @@ NAME = "me/recipes"
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hubs.Server]:
     folder = tmp_path_factory.mktemp("hub")
     with hubs.running(folder / "hub") as server:
-        api = HfApi(endpoint=server.endpoint, token=server.token())
-        for number in range(2):
-            made = save_dense(
-                folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2
-            )
-            api.create_repo(f"lab/m{number}")
-            api.upload_folder(repo_id=f"lab/m{number}", folder_path=made)
+        tiny_models(folder, server)
         yield server
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import HfApi
+
+from bot.hub.server import Server
 
 ROOT = Path(__file__).parent.parent.parent
 MODELS = ROOT / "tests/data/models"
@@ -47,6 +50,21 @@ def hub_recipe(*names: str, **keys: Any) -> str:
     """A recipe over models of the Hub."""
     value = {"base_model": names[0], "gate_mode": "random", "experts": [{"source_model": name} for name in names]}
     return yaml.safe_dump(value | keys, sort_keys=False)
+
+
+def tiny_models(folder: Path, hub: Server | None = None) -> Path:
+    """Two models of a few hundred thousand parameters, m0 and m1 in `folder`; on `hub`, where there is one, lab/m0 and lab/m1."""
+    from tests.dense import save_dense
+
+    for number in range(2):
+        made = save_dense(
+            folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2
+        )
+        if hub is not None:
+            api = HfApi(endpoint=hub.endpoint, token=hub.token())
+            api.create_repo(f"lab/m{number}")
+            api.upload_folder(repo_id=f"lab/m{number}", folder_path=made)
+    return folder
 
 
 class Recipes:
