@@ -1,14 +1,13 @@
 """A build in a Hugging Face Job: sent off, followed to its end, cancelled with us, its exit code handed on.
 
-The Job runs our build image with the recipe and its prompts files: `moerge build`, then `moerge publish`. Its machine is gone
-afterwards, so what it made is read from the Hub, from the release's lock file.
+The Job runs our build image with the recipe and the files it names: `moerge build --publish`. Its machine is gone afterwards,
+so what it made is read from the Hub, from the release's lock file.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import secrets
 import signal
 import tarfile
@@ -18,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from bot.publish import LOCK, MAX_LOCK, gguf_repository
+from bot.publish import LOCK, gguf_repository
+from bot.publish.destination import Destination
+from bot.publish.patience import patiently
+from bot.publish.repository import found_at
+from bot.publish.tokens import OneToken
 from bot.runners import Runner
 from merge.errors import DestinationError, JobError, UsageError
 from merge.findings import printable
@@ -32,12 +35,12 @@ if TYPE_CHECKING:
 MAX_BUNDLE = 120_000
 POLL_SECONDS = 5.0
 ID_FILE = "hf-job"
-# `publish` ends with 3 where the Hub has this very release already, which is what was wanted.
+# It ends with 3 where the Hub has this very release already, which is what was wanted.
 SCRIPT = """\
 cd "$(mktemp -d)"
 printf %s "$MOERGE_FILES" | base64 -d | tar -xz
 code=0
-{ moerge build "$MOERGE_RECIPE" --out out && moerge publish out; } || code=$?
+moerge build "$MOERGE_RECIPE" --out out --publish || code=$?
 [ "$code" != 3 ] || code=0
 echo "$MOERGE_WORD $code"
 exit "$code"
@@ -46,8 +49,8 @@ exit "$code"
 
 @dataclass(frozen=True)
 class JobRelease:
-    """What a Job left on the Hub: `commit` of the model's repository and, by repository and name, each file's bytes and
-    SHA-256."""
+    """What a Job left on the Hub: `commit` of the model's repository (None where it is a pull request there) and, by
+    repository and name, each file's bytes and SHA-256."""
 
     repo: str
     url: str
@@ -96,7 +99,8 @@ def build_in_job(loaded: LoadedRecipe, runner: Runner, options: JobOptions, out:
     }
     with _hub_errors(api), _interruptible() as signals:
         namespace = options.namespace or str(api.whoami()["name"])
-        before = _head(api, recipe.release.repo)
+        there = Destination(recipe.release.repo, OneToken(options.token), options.endpoint, create_pr=False)
+        before = found_at(there).head
         job = api.run_job(
             image=options.image,
             command=["sh", "-ec", SCRIPT],
@@ -113,14 +117,19 @@ def build_in_job(loaded: LoadedRecipe, runner: Runner, options: JobOptions, out:
         try:
             signals.arm()
             code = _follow(api, job, namespace, word)
-            ended = api.wait_for_job(job.id, poll_interval=POLL_SECONDS, namespace=namespace)
+            # The Job goes on, and is paid for, also where the Hub does not answer for a moment.
+            ended = patiently(
+                f"Job {job.url}",
+                api.endpoint,
+                lambda: api.wait_for_job(job.id, poll_interval=POLL_SECONDS, namespace=namespace),
+            )
         except KeyboardInterrupt:
             signals.disarm()
             say(f"stopped: cancelling {job.url}")
             api.cancel_job(job_id=job.id, namespace=namespace)
             raise
         _check(ended, code, runner)
-        return _release(api, recipe.release.repo, before)
+        return _release(there, loaded, before)
 
 
 def _follow(api: HfApi, job: JobInfo, namespace: str, word: str) -> int | None:
@@ -161,39 +170,26 @@ def _check(job: JobInfo | list[JobInfo], code: int | None, runner: Runner) -> No
     raise JobError(f"the Job ended as {job.status.stage}{f' ({said})' if said else ''}: {job.url}", JobError.exit_code)
 
 
-def _release(api: HfApi, repo: str, before: str | None) -> JobRelease:
-    """What is on the Hub now, by the lock file of the release."""
-    commit = _head(api, repo)
-    path = Path(api.hf_hub_download(repo, LOCK, revision=commit))
-    try:
-        if path.stat().st_size > MAX_LOCK:
-            raise ValueError("too large")
-        files = dict(json.loads(path.read_bytes())["files"])
-    except (ValueError, KeyError, TypeError):
-        raise DestinationError(
-            f"{repo}/{LOCK}: not a lock file of ours, after a Job that said it had published"
-        ) from None
+def _release(there: Destination, loaded: LoadedRecipe, before: str | None) -> JobRelease:
+    """What is on the Hub now, by the lock file of the release; nothing where it is still a pull request there."""
+    found, repo, recipe = found_at(there), there.repo, loaded.recipe
+    url = f"{there.endpoint}/{repo}"
+    if recipe.release.create_pr and (found.lock is None or found.lock.value.get("recipe") != recipe.identity()):
+        return JobRelease(repo, url, None, None, {}, True)
+    if found.lock is None:
+        raise DestinationError(f"{repo}: no {LOCK} in it, after a Job that said it had published")
     gguf = gguf_repository(repo)
-    return JobRelease(repo, f"{api.endpoint}/{repo}", commit, gguf if gguf in files else None, files, commit != before)
-
-
-def _head(api: HfApi, repo: str) -> str | None:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.model_info(repo).sha
-    except RepositoryNotFoundError:
-        return None
+    files = {each: files for each in (repo, gguf) if (files := found.lock.files(each))}
+    return JobRelease(repo, url, found.head, gguf if gguf in files else None, files, found.head != before)
 
 
 def _bundle(loaded: LoadedRecipe) -> str:
-    """The recipe and the prompts files it names, as base64 of a compressed archive. Raises UsageError."""
-    named = [expert.prompts_file for expert in loaded.recipe.experts] + [loaded.recipe.router.prompts_file]
+    """The recipe and the files beside it that it names, as base64 of a compressed archive. Raises UsageError."""
     contents = {loaded.path.name: loaded.text.encode()}
-    for name in dict.fromkeys(name for name in named if name):
+    for name in loaded.recipe.files:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
-            raise UsageError(f"{name}: for a Hugging Face Job a prompts file must lie beside the recipe or below it")
+            raise UsageError(f"{name}: for a Hugging Face Job a file must lie beside the recipe or below it")
         try:
             contents[str(pure)] = (loaded.folder / pure).read_bytes()
         except OSError as error:
@@ -207,7 +203,7 @@ def _bundle(loaded: LoadedRecipe) -> str:
     text = base64.b64encode(packed.getvalue()).decode()
     if len(text) > MAX_BUNDLE:
         raise UsageError(
-            f"{loaded.path.name}: recipe and prompts files are {len(text) // 1000} kB packed, and a Job takes "
+            f"{loaded.path.name}: the recipe and its files are {len(text) // 1000} kB packed, and a Job takes "
             f"{MAX_BUNDLE // 1000}; build on a runner of your own"
         )
     return text

@@ -11,8 +11,8 @@ release.py      all of it in order
 """
 
 from bot.publish.contents import RECIPE
-from bot.publish.lock import LOCK, MAX_LOCK, gguf_repository, tag_name
+from bot.publish.lock import LOCK, gguf_repository, tag_name
 from bot.publish.release import Publication, publish
 from bot.publish.repository import RepositoryChange
 
-__all__ = ["LOCK", "MAX_LOCK", "RECIPE", "Publication", "RepositoryChange", "gguf_repository", "publish", "tag_name"]
+__all__ = ["LOCK", "RECIPE", "Publication", "RepositoryChange", "gguf_repository", "publish", "tag_name"]

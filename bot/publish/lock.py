@@ -73,7 +73,9 @@ def read_lock(data: bytes, where: str) -> Lock:
         value = json.loads(data)
         for files in value["files"].values():
             for name, entry in files.items():
-                if not isinstance(name, str) or not isinstance(entry["sha256"], str):
+                if not isinstance(name, str) or not (
+                    isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)
+                ):
                     raise TypeError
         found = value.get("identity")
         return Lock(found if isinstance(found, str) else None, value)

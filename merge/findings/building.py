@@ -33,7 +33,7 @@ class JobWithoutRepository(Finding):
 
 
 class JobWithLocalSource(Finding):
-    """A Hugging Face Job has the recipe and its prompts files, not the folders of your repository. Put the model on the Hub,
+    """A Hugging Face Job has the recipe and the files it names, not the folders of your repository. Put the model on the Hub,
     private if need be, or build on a runner of your own."""
 
     id = "job-with-local-source"

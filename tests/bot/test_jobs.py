@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
+from PIL import Image
 
+from bot.hub.faults import Fault
 from bot.hub.server import Server, running
 from tests.bot.workflow import ROOT, Recipes, commands, hub_recipe, push, run_step, tiny_models
 
@@ -55,10 +59,25 @@ def test_a_recipe_is_built_and_published_by_a_job_and_its_log_is_shown_and_obeye
     recipes: Recipes, hub: Server
 ) -> None:
     before = recipes.commit()
-    after = recipes.commit(**{"recipes/tiny.yaml": tiny()})
+    build = {"runner": "hf-jobs:cpu-basic:10m", "max_disk": "100MB"}
+    (recipes.folder / "recipes").mkdir()
+    Image.new("RGB", (200, 100)).save(recipes.folder / "recipes/picture.png")
+    after = recipes.commit(**{"recipes/tiny.yaml": tiny(build=build, card={"image": "picture.png"})})
+    # That the Hub does not answer for a moment, when it is asked how the Job ended, loses no Job.
+    looked: list[str] = []
+
+    def hiccup(number: int, request: Any) -> Fault | None:
+        if request.method == "GET" and re.fullmatch("/api/jobs/admin/[^/]*", request.url.path):
+            looked.append(request.url.path)
+            return Fault(status=503) if len(looked) == 2 else None  # the first ends the log
+        return None
+
+    hub.faults = hiccup
     step = run_step(recipes.folder, "push", push(before, after), after, **given(hub))
-    assert step.code == 0, step.log
+    assert step.code == 0 and len(looked) == 3, step.log
+    hub.faults = None
     [job] = jobs(hub)
+    assert "of disk" in step.log and "image.png" in HfApi(endpoint=hub.endpoint).list_repo_files("admin/Tiny")
     assert (job["flavor"], job["timeoutSeconds"], job["secrets"]) == ("cpu-basic", 600, ["HF_TOKEN"])
     assert job["dockerImage"] == "ghcr.io/x/moerge-build" and job["status"]["stage"] == "COMPLETED"  # type: ignore[index]
     assert hub.token() not in json.dumps(job)
@@ -70,6 +89,21 @@ def test_a_recipe_is_built_and_published_by_a_job_and_its_log_is_shown_and_obeye
     assert (release["repo"], release["gguf_repo"], release["changed"]) == ("admin/Tiny", "admin/Tiny-GGUF", True)
     assert release["commit"] == api.model_info("admin/Tiny").sha
     assert (recipes.folder / "moerge-out/recipes/tiny/hf-job").read_text() == f"admin/{job['id']}\n"
+    # What is on the Hub already is not built again on a machine that costs money.
+    again = run_step(recipes.folder, "push", push(before, after), after, **given(hub))
+    assert again.code == 0 and "nothing was built" in again.log and "published already" in again.summary
+
+
+def test_a_job_may_leave_a_pull_request_on_the_hub(recipes: Recipes, hub: Server) -> None:
+    before = recipes.commit()
+    release = {"repo": "admin/Pulled", "license": "apache-2.0", "quants": [], "create_pr": True}
+    after = recipes.commit(**{"recipes/tiny.yaml": tiny(release=release)})
+    step = run_step(recipes.folder, "push", push(before, after), after, **given(hub))
+    assert step.code == 0, step.log
+    [release] = json.loads(step.outputs["published"])
+    assert (release["commit"], release["gguf_repo"], release["changed"]) == (None, None, True)
+    api = HfApi(endpoint=hub.endpoint, token=hub.token())
+    assert len(api.list_repo_refs("admin/Pulled", include_pull_requests=True).pull_requests or []) == 1
 
 
 def test_the_exit_code_in_the_job_is_the_step_s(recipes: Recipes, hub: Server) -> None:
