@@ -74,7 +74,6 @@ bench-preview: $(VENV)/.installed
 
 bench-gguf: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gguf_speed
-	$(BIN)/python -m benchmarks.gguf_speed --quants --rounds 1
 
 bench-publish: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.publish_speed
