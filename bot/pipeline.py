@@ -64,6 +64,7 @@ def build_and_publish(
     """
     from bot.disk import parse_size
     from bot.publish.release import destinations, publish, released
+    from bot.publish.tokens import tokens_for
 
     plan = plan_recipe(loaded, sources)
     repo = loaded.recipe.release.repo
@@ -71,20 +72,21 @@ def build_and_publish(
         raise UsageError(f"{loaded.path}: names no repository to publish to; add release: {{repo: owner/name}}")
     limit = max_disk or loaded.recipe.build.max_disk
     planned = planned_report(loaded, plan, gates_key_of(loaded, plan))
-    if (there := released(planned, plan.quants, token, endpoint)) is not None:
+    tokens = tokens_for(endpoint, token)
+    if (there := released(planned, plan.quants, tokens, endpoint)) is not None:
         return there
     if limit is None:
         report = build(loaded, sources, out, device=device)
-        return report, publish(out, token=token, endpoint=endpoint)
+        return report, publish(out, token=token, endpoint=endpoint, tokens=tokens)
     from bot.bounded import build_bounded
 
     for finding in plan.findings:
         say(finding.located(str(loaded.path)))
     with locked(out):
         work = Work(loaded, plan, sources, out, device, State(out), out / "sources")
-        report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, token, endpoint))
+        report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, tokens, endpoint))
         shutil.rmtree(out / "sources", ignore_errors=True)
-    return report, publish(out, token=token, endpoint=endpoint)
+    return report, publish(out, token=token, endpoint=endpoint, tokens=tokens)
 
 
 def _build(work: Work) -> Report:

@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     from bot.publish import publish
     from merge.errors import NothingToDo
 
-    publication = publish(args.folder, **hub_options(), dry_run=args.dry_run)
+    hub = hub_options()
+    publication = publish(args.folder, token=hub["token"], endpoint=hub["endpoint"], dry_run=args.dry_run)
     if args.dry_run:
         print("\n".join(change.to_text() for change in publication.repositories))
         return 0

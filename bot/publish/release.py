@@ -36,15 +36,20 @@ class Publication:
 
 
 def publish(
-    folder: Path, *, token: str | None = None, endpoint: str | None = None, dry_run: bool = False
+    folder: Path,
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+    dry_run: bool = False,
+    tokens: Tokens | None = None,
 ) -> Publication:
     """Publish what a build left in `folder` to the repository that its recipe names.
 
-    `dry_run` only reads the Hub and says what the commits would be. Raises UsageError where there is nothing that can be
+    `tokens` are those that the build of it had already. `dry_run` only reads the Hub and says what the commits would be. Raises UsageError where there is nothing that can be
     published, DestinationError where the Hub refuses or cannot be reached: the previous release is then still whole.
     """
     limit_waiting()
-    tokens = tokens_for(endpoint, token)
+    tokens = tokens or tokens_for(endpoint, token)
     _compare(folder, tokens, endpoint)
     release = read_release(folder)
     create_pr = release.report.release.create_pr
@@ -63,13 +68,12 @@ def publish(
 
 
 def released(
-    planned: Report, quants: Sequence[str], token: str | None, endpoint: str | None
+    planned: Report, quants: Sequence[str], tokens: Tokens, endpoint: str | None
 ) -> tuple[Report, Publication] | None:
     """The release on the Hub that has the very identity of what is about to be built, with its report; None where there is
     none, or where files of it are missing. `planned` is the report before the build, `quants` are the GGUF types asked for."""
     limit_waiting()
     wanted = identity(planned, quants)
-    tokens = tokens_for(endpoint, token)
     found: dict[str, Found] = {}
     lock = None
     for repo in _repositories(planned, quants)[::-1]:  # the model's lock tells of all
@@ -93,14 +97,14 @@ def released(
 
 
 def destinations(
-    planned: Report, quants: Sequence[str], token: str | None, endpoint: str | None
+    planned: Report, quants: Sequence[str], tokens: Tokens, endpoint: str | None
 ) -> dict[str, Destination]:
     """The repositories of a release, made where there are none, for files that are uploaded before all are there.
 
     Raises DestinationError where one holds a model that is not ours, or may not be written to.
     """
     limit_waiting()
-    tokens, made = tokens_for(endpoint, token), {}
+    made = {}
     for repo in _repositories(planned, quants):
         made[repo] = Destination(repo, tokens, endpoint, create_pr=planned.release.create_pr)
         there = found_at(made[repo])

@@ -27,9 +27,11 @@ from bot.hub.server import Server, running
 from bot.pipeline import build_and_publish
 from bot.preview import plan_recipe, preview_of
 from evals.results import read_report
-from merge.errors import UsageError
+from merge.errors import SourceError, UsageError
 from merge.ranged import bytes_of
 from merge.recipe import load_recipe, parse_recipe
+from merge.reference import parse_reference
+from merge.source_files import open_files
 from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
 from tests.headers import planned
@@ -261,6 +263,45 @@ def test_ranges_that_break_off_are_gone_on_with(hub: Server, tmp_path: Path) -> 
         assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--publish", "--max-disk", ROOM]) == 0
     hub.faults = None
     assert main(["verify", REPO]) == 0
+
+
+def test_a_bit_that_flips_in_a_range_is_found_by_verify(
+    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, release={"repo": REPO, "quants": [], "license": "mit"})
+    flipped: list[str] = []
+
+    def flip(number: int, request: Any) -> Fault | None:
+        """One bit of the first range that is an expert's whole matrix; no checksum tells of it."""
+        first, _, last = request.headers.get("range", "bytes=0-0").removeprefix("bytes=").partition("-")
+        if "/src/m1/" not in request.url.path or flipped or int(last) - int(first) + 1 != 2 * 256 * 768:
+            return None
+        flipped.append(request.headers["range"])
+        return Fault(damage="answer")
+
+    hub.faults = flip
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--publish", "--max-disk", ROOM]) == 0
+    hub.faults = None
+    assert flipped
+    assert main(["verify", REPO]) == 1
+    said = capsys.readouterr().out
+    assert said.count("differs from") == 1 and "of src/m1" in said
+
+
+def test_a_tensor_that_comes_otherwise_the_second_time_is_refused(hub: Server, tmp_path: Path) -> None:
+    sources = Sources(tmp_path, endpoint=hub.endpoint, token=hub.token())
+    there = sources.open(parse_reference("src/m1"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    for expected in (None, "came otherwise than the first time"):
+        ranged = sources.ranged({}, {"x": there}, tmp_path / "ranges", 1 << 20)["x"]
+        assert ranged.ranges is not None
+        ranged.ranges.clear()  # what was fetched went to make room
+        if expected is None:
+            open_files({"x": ranged})["x"].flat(name, 0, 10)
+            hub.faults = lambda number, request: Fault(damage="answer") if request.method == "GET" else None
+        else:
+            with pytest.raises(SourceError, match=expected):
+                open_files({"x": ranged})["x"].flat(name, 0, 10)
 
 
 def _build(recipe: str, out: str, endpoint: str, token: str, cache: str) -> None:

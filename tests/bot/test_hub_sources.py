@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -222,6 +223,31 @@ def test_a_download_that_is_not_the_file_is_refused_and_not_kept(
     assert not target.exists()
     client.download(checkpoint, ["model.safetensors"])  # once more, from the beginning
     assert target.read_bytes() == weights_of(hub)
+
+
+def test_a_build_does_not_use_a_download_in_which_a_bit_flipped(
+    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, flipped = recipe(tmp_path, release={"quants": []}), []
+
+    def flip(number: int, request: Any) -> Fault | None:
+        """One bit of the first large range of weights."""
+        first, _, last = request.headers.get("range", "bytes=0-0").removeprefix("bytes=").partition("-")
+        if request.method != "GET" or flipped or int(last) - int(first) < 100_000:
+            return None
+        flipped.append(request.url.path)
+        return Fault(damage="answer")
+
+    hub.faults = flip
+    command = ["build", str(path), "--out", str(tmp_path / "out")]
+    assert main(command) == 4
+    assert flipped and "what was downloaded is not the file on the Hub (checksum)" in capsys.readouterr().err
+    assert not (tmp_path / "out/model/model.safetensors").exists()
+    assert main(command) == 0
+    hub.faults = None
+    assert main(["merge", str(path), str(tmp_path / "merged")]) == 0
+    files = (tmp_path / "out/model/model.safetensors", tmp_path / "merged/model.safetensors")
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_hub_that_stays_down_ends_a_download_with_one_sentence(

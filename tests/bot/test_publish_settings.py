@@ -14,13 +14,16 @@ from typing import Any
 import jwt
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from benchmarks.publish_faults import REPO, make_build
+from bot.cli import main
 from bot.hub import oidc
 from bot.hub.server import Server, running
 from bot.publish import publish
 from evals.results import ReleaseWanted, read_report
 from merge.errors import DestinationError
+from tests.dense import recipe_text, save_dense
 
 REPOS = (REPO, f"{REPO}-GGUF")
 
@@ -145,6 +148,39 @@ def test_a_trusted_publisher_needs_no_stored_token_and_exchanges_once_for_each_r
     assert publication.changed and "model.safetensors" in api.list_repo_files(REPO)
     assert len(hub.log.all("POST", "/oauth/token")) == 2
     assert github.asked == ["Bearer runner-secret"] * 2
+
+
+@pytest.mark.parametrize("room", [(), ("--max-disk", "20MB")], ids=["whole", "ranges"])
+def test_gated_sources_are_read_with_a_token_that_may_only_read_and_the_release_needs_none(
+    room: tuple[str, ...],
+    hub: Server,
+    api: HfApi,
+    tmp_path: Path,
+    github: GitHub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = [save_dense(tmp_path / f"m{number}", seed=number) for number in range(2)]
+    for number, model in enumerate(models):
+        api.create_repo(f"src/m{number}")
+        api.upload_folder(repo_id=f"src/m{number}", folder_path=model)
+        api.update_repo_settings(f"src/m{number}", gated="manual")
+    for repo in REPOS:
+        api.create_repo(repo)
+    recipe = tmp_path / "recipe.yaml"
+    release = {"repo": REPO, "quants": [], "license": "mit"}
+    recipe.write_text(recipe_text("src/m0", ["src/m0", "src/m1"], gate_mode="random", release=release))
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    command = ["build", str(recipe), "--out", str(tmp_path / "out"), "--publish", *room]
+    assert main(command) == 4
+    assert "the model is gated" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", reader := hub.token("reader", "read", ["src"]))
+    assert main(command) == 0
+    assert len(hub.log.all("POST", "/oauth/token")) == 1  # for the one repository that was written to
+    with pytest.raises(HfHubHTTPError):  # and not with the token that reads
+        HfApi(endpoint=hub.endpoint, token=reader).upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id=REPO)
+    assert "model.safetensors" in api.list_repo_files(REPO)
 
 
 def test_what_a_keyless_job_may_not_do_is_said(
