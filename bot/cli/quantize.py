@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
     from merge.progress import say
     from merge.recipe import load_recipe
     from quants.build import imatrix_path
-    from quants.families import routes_otherwise
     from quants.layout import wants_imatrix
 
     if args.threads is not None and args.threads < 1:
@@ -84,11 +83,6 @@ def run(args: argparse.Namespace) -> int:
     _check_free(args, name, types if loaded else types or [DEFAULT_TYPES])
     with _work_folder(args.out, name) as work:
         asked = _of_recipe(loaded, args, types, work) if loaded else _of_folder(args, types)
-        if routes_otherwise(asked.model.config):
-            say(
-                "llama.cpp weighs the chosen experts otherwise than config.json says (norm_topk_prob): its answers will "
-                "differ from transformers' unless all experts are chosen"
-            )
         imatrix = Path(args.imatrix) if args.imatrix and args.imatrix != "auto" else None
         measured = imatrix is None and bool(args.imatrix or wants_imatrix(asked.types))
         if measured:
@@ -156,12 +150,21 @@ def _check_free(args: argparse.Namespace, name: str, types: list[str]) -> None:
 def _of_folder(args: argparse.Namespace, types: list[str]) -> _Asked:
     from bot.quants import open_model
     from bot.state import stage_key
+    from merge import findings as f
     from merge.checkpoint import open_folder
+    from merge.families import FAMILIES
+    from merge.progress import say
+    from quants.families import routes_otherwise
     from quants.layout import gguf_layout
     from quants.metadata import folder_info
 
     model = open_model(args.model)
     info = folder_info(args.model, args.name, gguf_layout(model.config, model.tensors).parameters)
+    if routes_otherwise(model.config):
+        family = next(family for family in FAMILIES if model.config["model_type"] == family.NAME)
+        value = str(bool(model.config.get("norm_topk_prob"))).lower()
+        finding = f.ReadersDisagree(None, model=args.model.name, value=value, family=family.TITLE)
+        say(finding.located(str(args.model)))
     identity = stage_key(open_folder(args.model).fingerprint)
     return _Asked(model, info, types or [DEFAULT_TYPES], (), args.device or "auto", identity)
 

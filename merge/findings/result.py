@@ -164,9 +164,10 @@ class SharedExpertKept(Finding):
 
 
 class ReadersDisagree(Finding):
-    """The base's config.json says with `norm_topk_prob` whether the weights of a token's experts are scaled to sum to one.
-    llama.cpp has no such setting for this family and does the other thing, so the GGUF files answer otherwise than the
-    checkpoint. Both agree where every expert runs for every token (`experts_per_token`)."""
+    """The config.json of the base, or of the model that is quantised, says with `norm_topk_prob` whether the weights of a token's
+    experts are scaled to sum to one. llama.cpp has no such setting for this family and does the other thing, so the GGUF files
+    answer otherwise than the checkpoint: docs/gguf.md has the divergence. Both agree where every expert runs for every token
+    (`experts_per_token`)."""
 
     id = "readers-disagree"
     level = WARNING

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bot.cli import COMMANDS, main
+from bot.cli import main
+from tests.quants.cases import CASES
 from tests.quants.tiny import PIECES, config, write_model
-
-pytestmark = pytest.mark.skipif("quantize" not in COMMANDS, reason="the command is not registered")
 
 
 def test_quantize_makes_named_files_and_keeps_existing_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +43,15 @@ def test_wrong_use_is_exit_code_2(
 def test_a_folder_without_a_model_is_exit_code_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(tmp_path), str(tmp_path / "out")]) == 4
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("family", "chosen"), [("qwen2_moe", 2), ("deepseek", 2), ("qwen2_moe", 4)])
+def test_a_normalisation_that_llama_cpp_has_not_is_a_finding(
+    family: str, chosen: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As mergekit writes it. With all experts chosen both readers agree."""
+    changes = {"norm_topk_prob": True, "num_experts_per_tok": chosen}
+    folder = write_model(tmp_path / "Tiny", CASES[family][0] | changes)
+    assert main(["quantize", str(folder), str(tmp_path / "out"), "--types", "BF16"]) == 0
+    said = capsys.readouterr().err
+    assert ("warning[readers-disagree]: Tiny has norm_topk_prob: true, llama.cpp" in said) == (chosen == 2)

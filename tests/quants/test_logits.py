@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge.evaluate import Evaluator, open_files
@@ -167,6 +168,54 @@ def test_another_normalisation_of_the_weights_is_felt_and_told(chosen: int, tmp_
     print(f"qwen2_moe, norm_topk_prob, {chosen} of 4 experts: KL {kl:.5f}")
     assert routes_otherwise(model.config) == (chosen == 2)
     assert kl > 5e-3 if chosen == 2 else kl <= 1e-3
+
+
+@pytest.mark.parametrize("chosen", [2, 4])
+def test_deepseek_s_weights_never_sum_to_one_in_llama_cpp(chosen: int, tmp_path: Path) -> None:
+    """transformers has no class for DeepSeek's first architecture, but one that computes the same where the weights of the
+    chosen experts are scaled to sum to one: Granite-MoE with a shared expert and all multipliers one."""
+    changes = {"first_k_dense_replace": 0, "norm_topk_prob": True, "num_experts_per_tok": chosen, "dtype": "float32"}
+    found = CASES["deepseek"][0] | changes
+    folder = write_model(tmp_path / "Tiny", found)
+    from bot.quants import open_model
+
+    model = open_model(folder)
+    (file,) = quantize(
+        model.config, model.tensors, model.contents, folder, tmp_path, "Tiny", ["F32"], ModelInfo("Tiny"), prove=False
+    )
+    kl = compared(as_granite(folder, found, tmp_path / "Granite"), file.path)
+    print(f"deepseek, norm_topk_prob, {chosen} of 4 experts: KL {kl:.5f}")
+    assert routes_otherwise(model.config) == (chosen == 2)
+    assert kl > 5e-3 if chosen == 2 else kl <= 1e-3
+
+
+def as_granite(folder: Path, found: dict[str, Any], out: Path) -> Path:
+    """The weights of a DeepSeek-MoE checkpoint as those of a Granite-MoE with a shared expert."""
+    weights = load_file(folder / "model.safetensors")
+    named = {name: x for name, x in weights.items() if ".mlp." not in name}
+    for layer in range(found["num_hidden_layers"]):
+        at, to = f"model.layers.{layer}.mlp", f"model.layers.{layer}.block_sparse_moe"
+        experts = range(found["n_routed_experts"])
+        gate, up, down = (
+            torch.stack([weights[f"{at}.experts.{expert}.{part}_proj.weight"] for expert in experts])
+            for part in ("gate", "up", "down")
+        )
+        named |= {f"{to}.router.layer.weight": weights[f"{at}.gate.weight"], f"{to}.output_linear.weight": down}
+        named[f"{to}.input_linear.weight"] = torch.cat([gate, up], dim=1)
+        gate, up, down = (weights[f"{at}.shared_experts.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        shared = f"model.layers.{layer}.shared_mlp"
+        named |= {f"{shared}.input_linear.weight": torch.cat([gate, up]), f"{shared}.output_linear.weight": down}
+    heads, size = found["num_attention_heads"], found["moe_intermediate_size"]
+    granite = config(
+        model_type="granitemoeshared", architectures=["GraniteMoeSharedForCausalLM"], dtype="float32",
+        vocab_size=found["vocab_size"], num_hidden_layers=found["num_hidden_layers"], intermediate_size=size,
+        shared_intermediate_size=size, num_local_experts=found["n_routed_experts"],
+        num_experts_per_tok=found["num_experts_per_tok"], embedding_multiplier=1.0, residual_multiplier=1.0,
+        logits_scaling=1.0, attention_multiplier=(found["hidden_size"] // heads) ** -0.5,
+    )  # fmt: skip
+    write_model(out, granite)
+    save_file(named, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 @pytest.mark.parametrize("experts", [2, 3, 4, 8, 16])
