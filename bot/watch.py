@@ -21,12 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bot.collect import OUTCOMES
 from bot.git import NO_COMMIT
 from bot.polling import Pause, Poller
 from bot.workflow_commands import read_outputs
-from merge.errors import JobError, SourceError, UsageError
+from merge.errors import JobError, RecipeError, SourceError, UsageError
 from merge.files import write_atomically, writing
 from merge.findings import printable
 
@@ -39,7 +40,7 @@ ATTEMPTS = 4
 RETRY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 TICK_SECONDS = 0.2
-UNREACHABLE = JobError.exit_code
+UNREACHABLE, RECIPE_ERROR = JobError.exit_code, RecipeError.exit_code
 _PR_SET_PDEATHSIG = 1
 
 
@@ -130,7 +131,11 @@ class Watch:
             if not self.options.since:
                 say(f"{branch} is at {head[:9]}: what is pushed from now on is built")
         self._see_pulls(repository, pulls)
-        self._see_push(repository, branch, head)
+        try:
+            self._see_push(repository, branch, head)
+        except SourceError as error:
+            say(f"{error}; tried again at the next look")
+            self.refused += 1
         self._save()
 
     def _see_pulls(self, repository: Mapping[str, Any], pulls: list[dict[str, Any]]) -> None:
@@ -261,7 +266,11 @@ class Watch:
         if work.command == "preview":
             self.state["previewed"][work.name.rpartition("#")[2]] = work.sha
         elif work.command == "plan":
-            self._planned(work, read_outputs(files / "output").get("matrix") or '{"include": []}')
+            matrix = read_outputs(files / "output").get("matrix")
+            if code in (0, RECIPE_ERROR) and matrix:
+                self._planned(work, matrix)
+            else:  # nobody knows what this push changed: it is planned again at the next look
+                self.refused += 1
         elif work.command == "build":
             self._built(work)
         elif work.command == "collect":
@@ -308,19 +317,20 @@ class Watch:
         checkout = self.options.folder / "checkout"
         if not (checkout / ".git").exists():
             shutil.rmtree(checkout, ignore_errors=True)
-            self._git(self.options.folder, "clone", "--quiet", "--no-checkout", url, str(checkout))
+            self._git(url, self.options.folder, "clone", "--quiet", "--no-checkout", url, str(checkout))
         refs = f"+refs/heads/{branch}:refs/remotes/origin/{branch}"
-        self._git(checkout, "fetch", "--quiet", "--prune", "origin", refs)
-        self._git(checkout, "-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--force", "--detach", head)
+        self._git(url, checkout, "fetch", "--quiet", "--prune", "origin", refs)
+        self._git(url, checkout, "-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--force", "--detach", head)
 
-    def _git(self, folder: Path, *arguments: str) -> None:
+    def _git(self, url: str, folder: Path, *arguments: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         environment |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_CONFIG_COUNT": "2"}
         environment |= {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-        # As GitHub's own checkout action does it.
+        # As GitHub's own checkout action does it, for the server alone that the repository is on.
+        server = urlsplit(url)
         basic = base64.b64encode(f"x-access-token:{self.options.token}".encode()).decode()
         environment |= {
-            "GIT_CONFIG_KEY_1": "http.https://github.com/.extraheader",
+            "GIT_CONFIG_KEY_1": f"http.{server.scheme}://{server.netloc}/.extraheader",
             "GIT_CONFIG_VALUE_1": f"AUTHORIZATION: basic {basic}",
         }
         try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,10 @@ from github import Auth, Github
 from huggingface_hub import HfApi
 
 from bot.hub import server as hubs
+from bot.watch import Options, Watch
 from demo.github import server as githubs
 from demo.github.outer import Fault
+from merge.errors import SourceError
 from tests.bot.workflow import ROOT, Recipes, hub_recipe, tiny_models
 
 NAME = "me/recipes"
@@ -170,6 +176,50 @@ def test_a_rate_limit_is_waited_out_and_a_wrong_token_ends_it(
     github.state.tokens.clear()
     assert other.process.wait(60) == 4
     assert "check GITHUB_TOKEN" in other.log.read_text()
+
+
+def test_a_push_that_could_not_be_fetched_or_planned_is_looked_at_again(
+    recipes: Recipes, github: githubs.Server, hub: hubs.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A git that fails at one of its commands.
+    failing, real = tmp_path / "failing", shutil.which("git")
+    failing.write_text("nothing")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/git"
+    program.write_text(f'#!/bin/sh\ncase " $* " in *" $(cat {failing}) "*) exit 128;; esac\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    watcher = Watcher(tmp_path / "watch", github, hub)
+    watcher.wait(lambda: state(tmp_path / "watch").get("built"))
+    failing.write_text("fetch")
+    before = state(tmp_path / "watch")["built"]
+    head = recipes.commit(**{"recipes/bad.yaml": "base_model: a/b\nexperts: 3\n"})
+    push(recipes, github)
+    watcher.wait(lambda: "git fetch: ; tried again" in watcher.log.read_text())
+    failing.write_text("ls-tree")
+    watcher.wait(lambda: watcher.log.read_text().count(f"plan of {head[:9]}: begins") > 1)
+    assert state(tmp_path / "watch")["built"] == before
+    failing.write_text("nothing")
+    watcher.wait(lambda: state(tmp_path / "watch")["built"] == head)
+    assert "a recipe has an error" in watcher.log.read_text() and watcher.end() == 0
+
+
+def test_git_tells_the_token_to_the_server_that_the_repository_is_on(tmp_path: Path) -> None:
+    told: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(self.headers["Authorization"])
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        options = Options(NAME, tmp_path, "secret", url, 1.0, 1, True, None, None, False, None)
+        with pytest.raises(SourceError, match="git clone"):
+            Watch(options)._check_out(f"{url}/{NAME}.git", "main", "0" * 40)
+        server.shutdown()
+    assert told == [f"basic {base64.b64encode(b'x-access-token:secret').decode()}"]
 
 
 def test_two_watchers_do_not_share_a_folder_nor_a_folder_two_repositories(
