@@ -18,7 +18,6 @@ repeated here: `start` calls the model's own forward with layers that only note 
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,6 +37,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from merge.errors import SourceError, UsageError
 from merge.evaluate import TORCH_DTYPES, Evaluator
 from merge.expr import Cast, Concat, Expr, Gate, Read, elements
+from merge.memory import all_memory
 from merge.one_expert import one_expert_at_a_time
 
 # What a layer is called with beside the hidden states.
@@ -348,10 +348,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that weights may take on a device: most of what is free on a GPU, half of the machine's memory on the CPU."""
+    """Bytes that weights may take on a device: most of what is free on a GPU, half of all on the CPU: the same at every run,
+    as sums in another order are other bits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.7)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return all_memory() // 2
 
 
 class _Recorder(nn.Module):

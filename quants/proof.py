@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import DestinationError, ProofError
+from merge.memory import available_memory
 from quants.layout import Layout
 from quants.structure import TWIN_LAYERS, check, write_twin
 
@@ -52,17 +53,6 @@ class Proof:
     generation: Generation
 
 
-def available_memory() -> int:
-    """Bytes that a process may take here now: of the machine, or of the control group that holds us."""
-    free = next(int(line.split()[1]) << 10 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:"))
-    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit and used and limit[0].strip().isdigit():
-        # Pages of files that are only cached are given back when they are needed.
-        cached = next((int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line[:5] == "file "), 0)
-        free = min(free, int(limit[0]) - int(used[0]) + cached)
-    return free
-
-
 def prove(
     paths: Sequence[Path],
     layout: Layout,
@@ -86,13 +76,6 @@ def prove(
         raise DestinationError(f"{twin}: cannot be written ({error.strerror or error})") from None
     finally:
         twin.unlink(missing_ok=True)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def generate(

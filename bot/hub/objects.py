@@ -184,11 +184,6 @@ def _pointer(store: ObjectStore, oid: str) -> Pointer | None:
     return Pointer.decode(store.read(oid, "blob")) if store.size(oid) <= _POINTER_BYTES else None
 
 
-def blob_id(data: bytes) -> str:
-    """Git's id of a file with this content."""
-    return hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
-
-
 def one_line(text: str) -> str:
     """Text as a commit's title or an author's name: no line breaks, no angle brackets, no controls."""
     return " ".join("".join(c if c.isprintable() and c not in "<>" else " " for c in text).split())
