@@ -1,6 +1,8 @@
 """What llama.cpp's converter and quantiser make of the tiny models in tests/quants: keys, tensor types and bytes.
 
     python -m benchmarks.gguf_reference [--peer FOLDER] [CASE...]
+    python -m benchmarks.gguf_reference smollm2        a real model, into tests/quants/smollm2.json
+    python -m benchmarks.gguf_reference tokenizer      a real SentencePiece model, into tests/data/tokenizers
 
 The peer is llama.cpp as benchmarks/llama_cpp.py has it. Writes tests/quants/reference.json, which the tests compare with.
 """
@@ -57,6 +59,10 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help="only these, the others as they are recorded")
     args = parser.parse_args()
     tools = peer(args.peer.resolve())
+    for name, record_it in (("smollm2", record_smollm2), ("tokenizer", record_tokenizer)):
+        if args.cases == [name]:
+            record_it(tools)
+            return
     found: dict[str, dict[str, Any]] = json.loads(REFERENCE.read_text()) if args.cases else {}
     for name in args.cases or (*CASES, "split"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -100,6 +106,69 @@ def record(name: str, scratch: Path, tools: Peer) -> dict[str, Any]:
         if kind in types:
             found[kind] = chosen(finished.stdout + finished.stderr) if name in TYPES_ONLY else describe(out)
     return found
+
+
+def record_tokenizer(tools: Peer) -> None:
+    """What the peer makes of a real SentencePiece tokenizer, and how the sentencepiece package reads text with it."""
+    from tests.quants import real_tokenizer
+    from tests.quants.smollm2 import summary
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, converted = real_tokenizer.write_mistral(Path(scratch) / "Tiny"), Path(scratch) / "BF16.gguf"
+        subprocess.run([*tools.converter, str(folder), "--outfile", str(converted), "--outtype", "bf16"], check=True)
+        keys = summary(converted)["keys"]
+        read = "import sys, json; sys.path.append(sys.argv[1]); import sentencepiece as s; "
+        read += "m = s.SentencePieceProcessor(sys.argv[2]); print(json.dumps([m.encode(t) for t in json.loads(sys.argv[3])]))"
+        arguments = [str(tools.packages), str(folder / "tokenizer.model"), json.dumps(real_tokenizer.TEXTS)]
+        ids = json.loads(
+            subprocess.run([sys.executable, "-c", read, *arguments], check=True, capture_output=True).stdout
+        )
+    real_tokenizer.REFERENCE.write_text(json.dumps({"keys": keys, "ids": ids}) + "\n")
+
+
+def record_smollm2(tools: Peer) -> None:
+    """What the peer makes of a mixture of a real model, tests/quants/smollm2.py: takes a quarter of an hour."""
+    from demo.models import make_models
+    from tests.quants import smollm2
+
+    base = make_models(REFERENCE.parents[2] / "build" / "demo" / "models" / "moerge-demo")[smollm2.BASE]
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, converted = Path(scratch) / "Mixture", Path(scratch) / "BF16.gguf"
+        write_imatrix(Path(scratch) / "imatrix.gguf", smollm2.write_mixture(base, folder))
+        subprocess.run([*tools.converter, str(folder), "--outfile", str(converted), "--outtype", "bf16"], check=True)
+        for kind in (*smollm2.PLAIN, *(f"{name}+imatrix" for name in smollm2.WEIGHED)):
+            name, _, imatrix = kind.partition("+")
+            out = converted if kind == "BF16" else Path(scratch) / "out.gguf"
+            if name in ("F32", "F16"):
+                command = [*tools.converter, str(folder), "--outfile", str(out), "--outtype", name.lower()]
+            else:
+                command = [
+                    str(tools.quantise),
+                    *(["--imatrix", "imatrix.gguf"] if imatrix else []),
+                    "BF16.gguf",
+                    str(out),
+                    name,
+                ]
+            if kind != "BF16":
+                subprocess.run(command, check=True, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            found[kind] = smollm2.summary(out)
+            print(kind, flush=True)
+    smollm2.REFERENCE.write_text(packed(found))
+
+
+def packed(found: dict[str, Any]) -> str:
+    """As JSON, a line for each file: its tensors in the order of the first file's, and of its keys those that it has otherwise."""
+    first = next(iter(found.values()))
+    lines = {"names": list(first["tensors"]), "keys": first["keys"]}
+    for kind, of in found.items():
+        keys = {name: value for name, value in of["keys"].items() if first["keys"].get(name) != value}
+        lines[kind] = {"keys": keys, "tensors": [of["tensors"][name] for name in first["tensors"]]}
+    text = (
+        f"{json.dumps(name)}:{json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
+        for name, value in lines.items()
+    )
+    return "{" + ",\n".join(text) + "}\n"
 
 
 def record_split(scratch: Path, tools: Peer) -> list[dict[str, Any]]:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bot.quants import open_model
 from merge.errors import SourceError
+from quants.build import quantize
+from quants.layout import gguf_layout
+from quants.metadata import folder_info
+from quants.proof import generate
 from quants.tokenizer import (
     CONTROL,
     UNUSED,
@@ -16,6 +21,8 @@ from quants.tokenizer import (
     read_vocabulary,
     sentencepiece_pieces,
 )
+from tests.quants.real_tokenizer import REFERENCE, TEXTS, write_mistral
+from tests.quants.smollm2 import summary
 from tests.quants.tiny import PIECES, byte_fallback, byte_level, sentencepiece
 
 
@@ -81,3 +88,19 @@ def test_a_damaged_tokenizer_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece"}}))
     with pytest.raises(SourceError, match="WordPiece"):
         read_vocabulary(tmp_path, 512)
+
+
+def test_a_real_sentencepiece_tokenizer_is_carried_over_as_llama_cpp_does_and_reads_text_as_sentencepiece_does(
+    tmp_path: Path,
+) -> None:
+    model = open_model(write_mistral(tmp_path / "Tiny"))
+    info = folder_info(model.folder, parameters=gguf_layout(model.config, model.tensors).parameters)
+    (file,) = quantize(
+        model.config, model.tensors, model.contents, model.folder, tmp_path, "Tiny", ["BF16"], info, prove=False
+    )
+    recorded = json.loads(REFERENCE.read_text())
+    assert summary(file.path)["keys"] == recorded["keys"]
+    for text, ids in zip(TEXTS, recorded["ids"], strict=True):
+        said = generate(file.path, text, 2)
+        assert said.prompt_tokens == len(ids) + 1  # and the token that text begins with
+        assert said.logprobs == generate(file.path, [1, *ids], 2).logprobs
