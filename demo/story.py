@@ -58,8 +58,7 @@ def main() -> int:
         githubs.running(HERE / "github", printer=lambda said: show("GitHub", said) if requests else None) as github,
     ):
         if requests:
-            kept = hub.log.append
-            hub.log.append = lambda exchange: (kept(exchange), show("Hub", exchange))[0]  # type: ignore[method-assign]
+            hub.log.told = lambda exchange: show("Hub", exchange)
         Story(hub, github).tell()
     print(f"\nDone in {time.monotonic() - started:.0f} s. All of it is in {HERE}")
     return 0

@@ -56,7 +56,9 @@ class Exchange:
 
 @dataclass
 class Log:
-    """The last requests, oldest first. Reading it while requests run is safe."""
+    """The last requests, oldest first. Reading it while requests run is safe. `told` is called with each when it has ended."""
+
+    told: Callable[[Exchange], None] | None = None
 
     _kept: deque[Exchange] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -151,6 +153,9 @@ class Outermost:
             await self.app(scope, counted_receive, counted_send)
         except Dropped:
             return
+        finally:
+            if self.log.told is not None:
+                self.log.told(seen)
 
 
 def _cut(send: Send, *, flush: bool) -> None:

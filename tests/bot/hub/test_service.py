@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_a_dropped_connection_is_tried_again_by_the_client(hub: Server, api: HfA
     with failing(hub, lambda number, request: next(faults, None)):
         assert len(list(api.list_repo_tree(repo))) == 1
     assert [(each.status, each.sent > 0) for each in hub.log.all("GET", f"{repo}/tree")] == [(0, False), (200, True)]
+
+
+def test_who_is_told_of_requests_is_told_with_their_status_when_they_have_ended(hub: Server, api: HfApi, repo: str):
+    told, ended = [], threading.Event()
+    hub.log.told = lambda exchange: (told.append((exchange.method, exchange.path, exchange.status)), ended.set())
+    api.model_info(repo)
+    assert ended.wait(30)
+    assert told == [("GET", f"/api/models/{repo}", 200)]
 
 
 def test_faults_are_chosen_by_request_and_can_stall(hub: Server, api: HfApi, repo: str):
