@@ -51,7 +51,7 @@ FROM wheel AS build-environment
 RUN python3 -m venv --without-pip /opt/moerge \
     && wheel="$(echo /wheels/*.whl)" \
     && /opt/installer/bin/pip --python /opt/moerge/bin/python install --no-cache-dir --constraint constraints.txt \
-        "${wheel}[build]"
+        "${wheel}[build,eval]"
 
 FROM ${BUILD_IMAGE} AS build
 # hadolint ignore=DL3008

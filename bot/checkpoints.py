@@ -35,8 +35,8 @@ def checkpoint(work: Work, gates: Path) -> tuple[FileMade, ...]:
                 shutil.rmtree(folder)
         started = time.monotonic()
         if not folder.exists() or is_cut_off(folder):
-            state.forget("merge")
             state.finish("merging", work.merge_key, [], {})
+            state.drop("merge")
             make_checkpoint(work.plan, work.local, gates, work.gates_key, folder)
         made = sorted(path for path in folder.iterdir() if path.name != CARD)
         files = [FileMade(path.name, path.stat().st_size, file_sha256(path)) for path in made]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.preview import billions, size
 from bot.releases import MARKER, Release, release_of, release_request, tag_of, tagged_recipe
 from cards.markdown import code, escape, link
+from cards.words import billions, size
 from merge.errors import DestinationError, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -152,11 +152,6 @@ def release_tag(result: Result, event: Event) -> str | None:
         return pushed
     version = result.release.about.version if result.release else None
     return tag_of(result.name, version) if version else None
-
-
-def worst(results: Iterable[Result]) -> int:
-    """The exit code of the run."""
-    return max((result.code for result in results), default=0)
 
 
 def answer(results: Sequence[Result], run: str | None) -> str:

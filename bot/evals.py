@@ -46,7 +46,7 @@ def read_inputs(loaded: LoadedRecipe) -> Inputs:
     """Read and check the files that the recipe's `evals` name, before anything is built. Raises RecipeError for the first
     that cannot be used, UsageError where lm-eval is needed and not installed."""
     evals = loaded.recipe.evals
-    texts = {name: _text(loaded, name, file) for name, file in evals.text_files.items()}
+    texts = {name: _text(loaded, file) for name, file in evals.text_files.items()}
     return Inputs(texts, _tasks(loaded), others_scores(loaded))
 
 
@@ -68,7 +68,7 @@ def evaluated(work: Work, inputs: Inputs, report: Report) -> Report:
 # ---------------------------------------------------------------------------------------------------- files beside the recipe
 
 
-def _text(loaded: LoadedRecipe, name: str, file: str) -> str:
+def _text(loaded: LoadedRecipe, file: str) -> str:
     raw = read_beside(loaded, file, "evals.texts", ("evals", "texts"), MAX_TEXT)
     try:
         text = raw.decode("utf-8-sig")

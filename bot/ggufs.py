@@ -99,7 +99,7 @@ def _remove_old(work: Work, kept: list[str]) -> None:
             keep |= {path.rpartition("/")[2] for path in state.files(stage)}
     for stage in state.stages("gguf/"):
         if stage.removeprefix("gguf/") not in kept:
-            state.forget(stage)
+            state.drop(stage)
     if folder.is_dir():
         for path in folder.glob("*.gguf"):
             if path.name not in keep:

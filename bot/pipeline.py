@@ -73,7 +73,7 @@ def build_and_publish(
     limit = max_disk or loaded.recipe.build.max_disk
     planned = planned_report(loaded, plan, gates_key_of(loaded, plan))
     tokens = tokens_for(endpoint, token)
-    if (there := released(planned, plan.quants, tokens, endpoint)) is not None:
+    if (there := released(planned, plan.quants, tokens, endpoint, token)) is not None:
         return there
     if limit is None:
         report = build(loaded, sources, out, device=device)

@@ -12,6 +12,7 @@ from typing import Any
 from bot.differences import Difference
 from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
+from cards.words import billions, size
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import MoergeError, RecipeError, SourceError, SourcesUnavailable, UsageError
@@ -22,7 +23,7 @@ from merge.prompt_slices import PromptsRead, read_slice
 from merge.recipe import DISCRIMINANT, RANDOM_GATES, LoadedRecipe, load_recipe
 from merge.reference import parse_reference
 from merge.sources import LocalNotAllowedError, Sources
-from quants.layout import predict_sizes
+from quants.layout import Sizes, predict_sizes
 
 DTYPE_WORDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -42,6 +43,7 @@ class Preview:
     download_bytes: int | None = None
     build_disk_bytes: int | None = None
     build_memory_bytes: int | None = None
+    gguf_tensor_bytes: dict[str, int] | None = None
     license: str | None = None
     plan: MergePlan | None = None
     fit: Fit | None = None
@@ -91,6 +93,7 @@ class Preview:
                 for finding in self.findings
             ],
             "build_memory_bytes": self.build_memory_bytes,
+            "gguf_tensor_bytes": self.gguf_tensor_bytes,
             "runner": asdict(self.fit) if self.fit else None,
             "sources": {source.name: source.commit for source in self.sources},
             "change": self.change,
@@ -160,7 +163,8 @@ def preview_loaded(loaded: LoadedRecipe, sources: Sources, path: str, runner: st
 
 def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | None = None) -> Preview:
     """The preview of a plan that has been made."""
-    gguf = gguf_sizes(plan, plan.quants)
+    sizes = gguf_sizes(plan, plan.quants)
+    gguf = sizes.files
     has_weights = all(source.why_no_headers is None for source in plan.sources.values())
     disk = plan.download_bytes + plan.checkpoint_bytes + sum(gguf.values()) if has_weights else None
     download = plan.download_bytes if has_weights else None
@@ -195,6 +199,7 @@ def preview_of(plan: MergePlan, loaded: LoadedRecipe, path: str, runner: str | N
         parameters=plan.parameters,
         checkpoint_bytes=plan.checkpoint_bytes,
         gguf_bytes=gguf,
+        gguf_tensor_bytes=dict(sizes.tensors),
         download_bytes=download,
         build_disk_bytes=disk,
         build_memory_bytes=memory,
@@ -220,21 +225,21 @@ def _hints(plan: MergePlan) -> tuple[f.Finding, ...]:
     return (f.DiscriminantHint(None, mode=plan.gate_mode),)
 
 
-def gguf_sizes(plan: MergePlan, types: Sequence[str]) -> dict[str, int]:
-    """Bytes of each GGUF file, by type. Of a family that GGUF has not, none is asked for.
+def gguf_sizes(plan: MergePlan, types: Sequence[str]) -> Sizes:
+    """Bytes of each GGUF file. Of a family that GGUF has not, none is asked for.
 
     They follow from the config and the tensors' names, dtypes and shapes, which recipes of one repository often share.
     """
     if not types:
-        return {}
+        return Sizes({}, 0)
     shapes = tuple((tensor.name, tensor.expr.dtype, tensor.expr.shape) for tensor in plan.tensors)
     key = (json.dumps(plan.config, sort_keys=True), shapes, tuple(types))
     if key not in _SIZES:
         _SIZES[key] = predict_sizes(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors}, types)
-    return dict(_SIZES[key])
+    return _SIZES[key]
 
 
-_SIZES: dict[object, dict[str, int]] = {}
+_SIZES: dict[object, Sizes] = {}
 
 
 def plan_recipe(loaded: LoadedRecipe, sources: Sources) -> MergePlan:
@@ -286,15 +291,3 @@ def experts_words(plan: MergePlan) -> str:
     if plan.kept_experts:
         return f"{plan.kept_experts} experts kept and {len(plan.experts)} added"
     return f"{plan.expert_count} experts"
-
-
-def billions(count: int) -> str:
-    """A parameter count as people write it: `24.15 B`, `135.2 M`."""
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def size(count: int) -> str:
-    """Bytes as people read them, decimal as the Hub shows them: `48.3 GB`, `270 MB`."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:,.0f} MB" if count >= 1e6 or count == 0 else f"{count / 1e3:.0f} kB"

@@ -151,7 +151,8 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
 
     Returns what the state keeps: the file, and by expert the layers in which no token reached it.
     """
-    from evals.quality import pieces, text_ids
+    from evals.perplexity import token_ids
+    from evals.quality import pieces
     from evals.results import FileMade
     from merge.forward import StreamedModel
     from quants.activations import collect
@@ -159,7 +160,7 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
     from quants.layout import gguf_layout
 
     text = "\n\n".join((CALIBRATION.read_text(encoding="utf-8"), *prompts))
-    batches = pieces(text_ids(model.folder, text), CHUNK)
+    batches = pieces(token_ids(model.folder, [text], limit=None)[0], CHUNK)
     streamed = StreamedModel(model.config, model.tensors, model.contents.evaluator, device=device)
     with progress("importance matrix", streamed.num_layers, unit="layer") as shown:
         matrix = collect(streamed, gguf_layout(model.config, model.tensors), batches, [CALIBRATION.name], shown.advance)
@@ -175,7 +176,8 @@ def make_imatrix(model: OpenModel, out: Path, prompts: Sequence[str], device: st
 
 def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], device: str) -> dict[str, Any]:
     """The quants in `folder` against the `model` they were made of: figures by type, as the state keeps them."""
-    from evals.quality import TEXT, measure, pieces, text_ids
+    from evals.perplexity import token_ids
+    from evals.quality import TEXT, measure, pieces
     from quants.dequantised import dequantised
     from quants.layout import gguf_layout
 
@@ -185,7 +187,7 @@ def measure_quants(model: OpenModel, folder: Path, quants: Sequence[QuantMade], 
         paths = [folder / file.name for file in quant.files]
         return lambda: dequantised(paths, layout, model.tensors)
 
-    batches = pieces(text_ids(model.folder, TEXT.read_text(encoding="utf-8")))
+    batches = pieces(token_ids(model.folder, [TEXT.read_text(encoding="utf-8")], limit=None)[0])
     with progress("quality of the quants", 1 + len(quants), unit="model") as shown:
         found = measure(
             model.config, (model.tensors, model.contents.evaluator), {quant.type: opened(quant) for quant in quants}, batches,

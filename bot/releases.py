@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.preview import billions
 from cards.markdown import code, escape, link
-from merge.errors import DestinationError
+from cards.words import billions
 
 if TYPE_CHECKING:
     from bot.jobs import JobRelease
@@ -147,20 +146,20 @@ def tagged_recipe(tag: str, names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def tag_on_hub(release: Release, version: str, token: str | None, endpoint: str | None) -> None:
-    """Put a version's tag on both repositories of a release; one that is there stays where it is. Raises DestinationError."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    """Put a version's tag on both repositories of a release; what is still a pull request there has none yet.
 
-    api = HfApi(endpoint=endpoint, token=token)
-    for repo, commit in ((release.repo, release.commit), (release.gguf_repo, None)):
-        if repo is None:
-            continue
-        try:
-            if version not in {ref.name for ref in api.list_repo_refs(repo).tags}:
-                api.create_tag(repo, tag=version, revision=commit)
-        except (HfHubHTTPError, httpx2.HTTPError) as error:
-            raise DestinationError(f"{repo}: the tag {version} was refused ({type(error).__name__})") from None
+    Raises DestinationError.
+    """
+    from bot.publish.destination import Destination
+    from bot.publish.repository import put_tag
+    from bot.publish.tokens import tokens_for
+
+    if release.commit is None:
+        return
+    tokens = tokens_for(endpoint, token)
+    for repo, commit in ((release.gguf_repo, None), (release.repo, release.commit)):
+        if repo is not None:
+            put_tag(Destination(repo, tokens, endpoint, create_pr=False), version, commit)
 
 
 def release_text(release: Release, marker: str = MARKER) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -159,15 +158,8 @@ def _average(scores: Sequence[Score]) -> tuple[float | None, str]:
 
 def gain(report: Report) -> float | None:
     """By which share the mixture's perplexity over all texts lies below that of the best model it was made from."""
-    found = report.perplexities
-    means: dict[bool, list[float]] = {}
-    for model in found.models if found else ():
-        losses = [loss.loss for loss in model.losses if loss is not None]
-        if losses and len(losses) == len(model.losses):
-            means.setdefault(model.role == "mixture", []).append(sum(losses) / len(losses))
-    if not means.get(True) or not means.get(False):
-        return None
-    return 1 - math.exp(means[True][0] - min(means[False]))
+    ratio = report.perplexities.ratio if report.perplexities else None
+    return None if ratio is None else 1 - ratio
 
 
 def _previewed(row: Entry, loaded: LoadedRecipe, places: Places) -> Entry:

@@ -78,10 +78,6 @@ class State:
         """The finished stages whose name begins with `prefix`."""
         return [stage for stage in self._stages if stage.startswith(prefix)]
 
-    def forget(self, stage: str) -> None:
-        """Take a stage out of the record; written with the next one that finishes."""
-        self._stages.pop(stage, None)
-
 
 def stage_key(*inputs: object) -> str:
     """The hash of a stage's inputs; each input by its `repr`, so values that print alike are alike."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from bot.changes import DELETED, RENAMED, Change
 from bot.github.comment import section
-from bot.preview import Preview, billions, size
+from bot.preview import Preview
 from cards.markdown import code, escape, link
+from cards.words import billions, size
 from merge import findings as f
 
 if TYPE_CHECKING:

@@ -33,7 +33,9 @@ def evaluation_tables(report: Report) -> tuple[Table, ...]:
     found = [_perplexities(report, report.perplexities)] if report.perplexities else []
     groups: dict[tuple[object, ...], list[Score]] = {}
     for score in report.scores:
-        key = (score.origin, score.source_name, score.source_url, score.harness, score.date)
+        # A build's tasks may take it past midnight, or it is cut off and goes on another day.
+        date = None if score.origin == "measured" else score.date
+        key = (score.origin, score.source_name, score.source_url, score.harness, date)
         groups.setdefault(key, []).append(score)
     return (*found, *(_scores(scores) for scores in groups.values()))
 
@@ -69,7 +71,7 @@ def _scores(scores: Sequence[Score]) -> Table:
                 Markdown(f"No average of {suite.title} is given: {here} of its {len(suite.tasks)} tasks are here.")
             )
     columns = ("Benchmark", "Metric", "Score", *["Standard error"] * with_error)
-    return Table(_origin(scores[0]), columns, tuple(rows), tuple(after))
+    return Table(_origin(scores), columns, tuple(rows), tuple(after))
 
 
 def _parts(suite: Suite, scores: Sequence[Score]) -> list[Markdown]:
@@ -84,10 +86,14 @@ def _parts(suite: Suite, scores: Sequence[Score]) -> list[Markdown]:
     return [Markdown(" ".join(sentences))] if sentences else []
 
 
-def _origin(score: Score) -> Markdown:
+def _origin(scores: Sequence[Score]) -> Markdown:
     """Who measured, with what, and when."""
+    score = scores[0]
     harness = _harness(score)
-    date = f" on {escape(score.date)}" if score.date else ""
+    days = sorted({score.date for score in scores if score.date})
+    date = (
+        f" on {escape(days[0])}" if len(days) == 1 else f" from {escape(days[0])} to {escape(days[-1])}" if days else ""
+    )
     match score.origin:
         case "measured":
             return Markdown(
@@ -102,7 +108,8 @@ def _origin(score: Score) -> Markdown:
         case _:
             source = link(score.source_name or "its author", score.source_url or "")
             used = f" (with {escape(score.harness)})" if score.harness else ""
-            return Markdown(f"Reported by {source}{date}{used}. This build did not measure it.")
+            details = f", in {link('detail', score.details_url)}" if score.details_url else ""
+            return Markdown(f"Reported by {source}{date}{used}{details}. This build did not measure it.")
 
 
 def _harness(score: Score) -> Markdown:
@@ -114,9 +121,8 @@ def _harness(score: Score) -> Markdown:
 
 
 def _perplexities(report: Report, found: Perplexities) -> Table:
-    whole = [model for model in found.models if None not in model.losses]
     best = [min((_loss(model, at) for model in found.models), default=math.inf) for at in range(len(found.texts))]
-    best_mean = min((_mean(model) for model in whole), default=math.inf)
+    whole = [mean for model in found.models if (mean := model.mean) is not None]
     rows = []
     for model in found.models:
         cells = [
@@ -124,8 +130,8 @@ def _perplexities(report: Report, found: Perplexities) -> Table:
             for at, loss in enumerate(model.losses)
         ]
         if len(found.texts) > 1:
-            mean = _mean(model)
-            cells.append(_cell(math.exp(mean), mean == best_mean) if model in whole else Markdown("-"))
+            mean = model.mean
+            cells.append(Markdown("-") if mean is None else _cell(math.exp(mean), mean == min(whole)))
         rows.append((_model_name(report, model), *cells))
     counts = next((model.losses for model in found.models), ())
     tokens = words.listed(
@@ -135,7 +141,9 @@ def _perplexities(report: Report, found: Perplexities) -> Table:
         f"Perplexity on the recipe's texts, lower is better, measured by this build on {escape(found.date)} in windows of 256 "
         "tokens. It can be compared within this table, not with figures measured otherwise. The best of each column is bold."
     )
-    after = [Markdown(f"Tokens predicted: {tokens}."), *verdict(report)]
+    after = [Markdown(f"Tokens predicted: {tokens}.")]
+    if (worth_it := verdict(report)) is not None:
+        after.append(worth_it[1])
     if len(whole) < len(found.models):
         after.append(
             Markdown(
@@ -146,38 +154,32 @@ def _perplexities(report: Report, found: Perplexities) -> Table:
     return Table(Markdown(before), columns, tuple(rows), tuple(after))
 
 
-def verdict(report: Report) -> list[Markdown]:
-    """Whether the mixture is worth it on the recipe's texts, in a sentence."""
+def verdict(report: Report) -> tuple[bool, Markdown] | None:
+    """Whether the mixture is worth it on the recipe's texts: if it is worse than another model, and in a sentence."""
     found = report.perplexities
     if found is None:
-        return []
-    whole = [model for model in found.models if None not in model.losses]
-    mixture = next((model for model in whole if model.role == "mixture"), None)
-    others = [model for model in whole if model.role != "mixture"]
-    if mixture is None or not others:
-        return []
-    best = min(others, key=_mean)
-    base = next((model for model in others if model.role == "base"), None)
-    share = math.exp(_mean(mixture) - _mean(best)) - 1
+        return None
+    ratio, best = found.ratio, found.best_source
+    if ratio is None or best is None:
+        return None
+    means = {model.role: model.mean for model in found.models if model.role != "expert"}
+    base, mixture = means.get("base"), means["mixture"]
+    share = ratio - 1
     over = "Over all texts together" if len(found.texts) > 1 else "On this text"
     if share < -SAME:
         said = f"{over} the mixture is better than every model it was made from; the best of them, {_plain(report, best)}, has a perplexity {_percent(1 / (1 + share) - 1)} higher."
     elif share <= SAME:
         said = f"{over} the mixture is as good as the best model it was made from, {_plain(report, best)}."
-    elif base is not None and base is not best and _mean(mixture) < _mean(base):
+    elif base is not None and mixture is not None and mixture < base:
         said = f"{over} the mixture is better than its base, but not than {_plain(report, best)} alone: its perplexity is {_percent(share)} higher."
     else:
         said = f"{over} the mixture is no gain: its perplexity is {_percent(share)} higher than that of {_plain(report, best)} alone."
-    return [Markdown(said)]
+    return share > SAME, Markdown(said)
 
 
 def _loss(model: ModelLosses, at: int) -> float:
     found: TextLoss | None = model.losses[at]
     return math.inf if found is None else found.loss
-
-
-def _mean(model: ModelLosses) -> float:
-    return sum(loss.loss for loss in model.losses if loss is not None) / max(1, len(model.losses))
 
 
 def _cell(value: float, best: bool) -> Markdown:

@@ -30,6 +30,8 @@ REGISTERED: Mapping[tuple[str, str | None], tuple[str, str]] = MappingProxyType(
         ("cais/hle", None): ("cais/hle", "hle"),
     }
 )
+# The harness's tasks with a part of such a data set: `mmlu_pro_math` is not MMLU-Pro.
+PARTS = ("mmlu_pro_",)
 
 
 def model_index(report: Report) -> list[EvalResult]:
@@ -66,7 +68,7 @@ def result_files(report: Report) -> dict[str, bytes]:
     entries: dict[str, list[EvalResultEntry]] = {}
     for score in report.scores:
         registered = REGISTERED.get((score.dataset, score.config)) or REGISTERED.get((score.dataset, None))
-        if registered is None:
+        if registered is None or score.task.startswith(PARTS):
             continue
         dataset, task = registered
         source = _source(score)

@@ -68,6 +68,8 @@ def license_reasons(report: Report) -> tuple[Markdown, ...]:
         said.append("No licence is stated for this model.")
     elif report.license_stated or report.license_name:
         said.append(f"{name}, as its recipe states.")
+    elif others or silent:
+        said.append(f"{name}, which follows from the licences of its sources.")
     else:
         said.append(f"{name}, which every one of its sources has.")
     if others and name is not None:

@@ -153,7 +153,7 @@ def _called(router: RouterMeasured) -> str:
     return f"gate mode {one_line(router.router)}"
 
 
-def _measured_limits(report: Report) -> list[str]:
+def _measured_limits(report: Report) -> list[Markdown]:
     """What the routing report, the experts' worth and the perplexities say against the model."""
     said: list[str] = []
     for router in report.routers[:1]:
@@ -171,8 +171,8 @@ def _measured_limits(report: Report) -> list[str]:
                 )
     for worth in report.worth:
         said += _worth_limit(report, worth)
-    said += [str(text) for text in verdict(report) if "no gain" in text or "not than" in text]
-    return [str(escape(text)) for text in said]
+    worth_it = verdict(report)
+    return [*map(escape, said), *([worth_it[1]] if worth_it and worth_it[0] else [])]
 
 
 def _worth_limit(report: Report, worth: ExpertWorth) -> list[str]:

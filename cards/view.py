@@ -192,7 +192,7 @@ def _summary(report: Report) -> Markdown:
             share = "all" if active == report.parameters["total"] else words.billions(active)
             total += f", {share} of them active for a token"
         parts.append(total)
-    parts.append(f"is stored in {escape(words.DTYPES.get(report.dtype, report.dtype))}")
+    parts.append(f"is stored in {escape(report.dtype)}")
     parts.append(f"has a context of {words.thousands(report.context_length)} tokens")
     return Markdown(f"{text} The model {', '.join(parts[:-1])}, and {parts[-1]}.")
 
@@ -267,7 +267,7 @@ def _parameters(report: Report) -> tuple[tuple[str, str | Markdown], ...]:
         ("Experts", words.thousands(len(report.experts))),
         ("Experts for a token", words.thousands(report.experts_per_token)),
         ("Context", f"{words.thousands(report.context_length)} tokens"),
-        ("Data type", words.DTYPES.get(report.dtype, report.dtype)),
+        ("Data type", report.dtype),
     ]
     shards = [file for file in report.files if file.name.endswith(".safetensors")]
     if shards:

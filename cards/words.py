@@ -68,7 +68,6 @@ PROVEN: Mapping[str, str] = MappingProxyType(
         "copy cut to a few layers generated in llama.cpp.",
     }
 )
-DTYPES: Mapping[str, str] = MappingProxyType({"F32": "float32", "F16": "float16", "BF16": "bfloat16"})
 RANDOM_MODES = ("random", "uniform_random")
 _LAST = "the base model's hidden state at the last token of that expert's prompts, averaged over the prompts"
 # What an expert's vector in the router is, by gate mode.

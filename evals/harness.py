@@ -94,8 +94,9 @@ class Harness:
                 log_samples=False,
                 batch_size=self._batch(),
             )
-        except (OSError, ConnectionError, ValueError) as error:
-            raise SourceError(f"lm-eval could not run {task.label}: {str(error).splitlines()[0][:300]}") from None
+        except (OSError, ValueError) as error:
+            said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            raise SourceError(f"lm-eval could not run {task.label}: {said}") from None
         assert found is not None
         # Through JSON, as the harness writes it: what cannot be written (functions in configurations) as text.
         kept = {key: found[key] for key in KEPT if key in found}

@@ -98,7 +98,7 @@ def _score(value: Mapping[str, Any], name: str, figures: Any, origin: Origin, so
         origin=origin,
         task=name,
         # A file beside the recipe has no name on the Hub.
-        dataset=_dataset(config) or name,
+        dataset=_dataset(config) or "",
         config=_text(config.get("dataset_name")),
         split=_text(config.get("test_split")) or _text(config.get("validation_split")),
         shots=shots,

@@ -23,12 +23,13 @@ WINDOW = 256
 MAX_TOKENS = 8192
 
 
-def token_ids(folder: Path, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """The texts in the tokens of the tokenizer in `folder`, special tokens at the beginning as it adds them."""
+def token_ids(folder: Path, texts: Sequence[str], limit: int | None = MAX_TOKENS) -> list[tuple[int, ...]]:
+    """The texts in the tokens of the tokenizer in `folder`, the first `limit` of each, special tokens at the beginning as it
+    adds them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return [tuple(tokenizer.encode(text))[:MAX_TOKENS] for text in texts]
+    return [tuple(tokenizer.encode(text))[:limit] for text in texts]
 
 
 def text_losses(

@@ -56,15 +56,6 @@ def pieces(ids: Sequence[int], length: int = PIECE) -> list[Batch]:
     return [Batch(torch.tensor([ids[at : at + length]])) for at in range(0, len(ids) - length + 1, length)]
 
 
-def text_ids(folder: Path, text: str) -> list[int]:
-    """A text in the tokens of the tokenizer in `folder`, special tokens at the beginning as it adds them."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    ids: list[int] = tokenizer.encode(text)
-    return ids
-
-
 def measure(
     config: Mapping[str, Any],
     reference: Weights,

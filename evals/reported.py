@@ -23,6 +23,7 @@ def reported_scores(table: Reported) -> tuple[Score, ...]:
             date=table.date,
             source_name=table.source.name,
             source_url=table.source.url,
+            details_url=table.details,
         )
         for row in table.results
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,8 @@ class Score:
     """One figure of one benchmark. `value` is in percent where the metric is a share.
 
     `task` is the harness's name of it (empty where somebody reported it), `dataset`, `config` and `split` are the Hub's,
-    `harness` is the program with its version, `date` is YYYY-MM-DD.
+    `harness` is the program with its version, `date` is YYYY-MM-DD,
+    `details_url` is where each answer can be read.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Score:
     date: str | None = None
     source_name: str | None = None
     source_url: str | None = None
+    details_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class ModelLosses:
     role: Literal["mixture", "base", "expert"]
     losses: tuple[TextLoss | None, ...]
 
+    @property
+    def mean(self) -> float | None:
+        """The mean of its losses over all texts; None where one is missing."""
+        known = [loss.loss for loss in self.losses if loss is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.losses) else None
+
 
 @dataclass(frozen=True)
 class Perplexities:
@@ -62,6 +71,19 @@ class Perplexities:
     texts: tuple[str, ...]
     models: tuple[ModelLosses, ...]
     date: str
+
+    @property
+    def best_source(self) -> ModelLosses | None:
+        """The best of the dense models over all texts."""
+        dense = [(model.mean, model) for model in self.models if model.role != "mixture" and model.mean is not None]
+        return min(dense, key=lambda pair: pair[0])[1] if dense else None
+
+    @property
+    def ratio(self) -> float | None:
+        """The mixture's perplexity over all texts, over that of the best dense model."""
+        mixture = next((model.mean for model in self.models if model.role == "mixture"), None)
+        best = self.best_source.mean if self.best_source else None
+        return None if mixture is None or best is None else math.exp(mixture - best)
 
 
 @dataclass(frozen=True)

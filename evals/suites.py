@@ -115,8 +115,3 @@ def average(suite: Suite, scores: Sequence[Score]) -> float | None:
     values = [part_value(part, scores) for part in suite.parts]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def suites_of(scores: Sequence[Score]) -> list[str]:
-    """The suites that all have a part among `scores`: complete ones first decided by their average."""
-    return [name for name, suite in SUITES.items() if any(part_value(part, scores) is not None for part in suite.parts)]

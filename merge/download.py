@@ -48,7 +48,7 @@ def download(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_name(target.name + ".partial")) as partial:
-            if target.is_file():  # another process finished it while we waited
+            if target.is_file() and target.stat().st_size == size:  # another process finished it while we waited
                 advance(size)
                 return
             have = min(partial.seek(0, 2), size)
@@ -105,6 +105,8 @@ def _stream(url: str, headers: Mapping[str, str], start: int, stop: int) -> Iter
             left -= len(piece)
             if piece:
                 yield piece
+            if not left:  # what follows is not asked for
+                return
 
 
 def _pause(error: Exception, failures: int) -> float:

@@ -42,7 +42,7 @@ OWN_TERMS = (
 )  # fmt: skip
 # From version 3 on Meta's licences ask for the name: "include 'Llama' at the beginning of any such AI model name".
 NAMED_LLAMA = ("llama3", "llama3.1", "llama3.2", "llama3.3", "llama4")
-UNSTATED = (None, "", "unknown")
+UNSTATED = ("", "unknown")
 OTHER = "other"
 
 
@@ -111,7 +111,7 @@ def license_findings(
     if on_hub := [source for source in unstated if source.is_hub]:
         yield f.LicenseUnknown(on_hub[0].line, models=", ".join(dict.fromkeys(source.model for source in on_hub)))
     for source in known:
-        if forbids_changes(source.key or ""):
+        if repo is not None and forbids_changes(source.key or ""):
             yield f.LicenseForbidsMerges(source.line, model=source.model, license=source.license)
     said = (stated or "").strip().lower()
     if said and said != OTHER:
@@ -138,9 +138,9 @@ def source_terms(checkpoints: Iterable[tuple[Checkpoint, int | None]]) -> list[T
 
 def _conflict(source: str, stated: str) -> str | None:
     """Why a copy of a work under `source` cannot be released under `stated`; None where it can, or nobody here can tell."""
-    if source == stated or is_free(source):
-        return None
-    if source == OTHER:
+    if source == "apache-2.0" and stated in NOT_WITH_APACHE:
+        return "its terms cannot be kept under that licence"
+    if source in (stated, OTHER) or is_free(source):
         return None
     if is_noncommercial(source) and not is_noncommercial(stated):
         return "it forbids commercial use, the release would allow it"

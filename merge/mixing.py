@@ -37,7 +37,7 @@ class Mixing:
         for name, _ in base.dense.tensors():
             if self.family.keeps(name):
                 yield OutputTensor(name, cast(base.read(name), self.dtype))
-            elif name.split(".")[4] == MLP_PARTS[0]:
+            elif name.endswith(f".mlp.{MLP_PARTS[0]}.weight"):
                 layer = int(name.split(".")[2])
                 block = self._added(layer, base.layers[layer]) if base.mixture else self._block(layer)
                 for output_name, x in self.family.block_tensors(block):

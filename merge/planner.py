@@ -396,7 +396,10 @@ class _Planner:
         """config.json of the result: a mixture's own, with more experts, or the family's."""
         if base.mixture is None:
             return family.output_config(base.dense, mixture)
-        return mixed_config(self.base.config, mixture.experts, mixture.per_token, mixture.torch_dtype)
+        config = mixed_config(self.base.config, mixture.experts, mixture.per_token, mixture.torch_dtype)
+        if self.shared_experts and (key := family.KEYS.shared_count):
+            config[key] = 1  # the base has none: a shared expert beside its own is refused
+        return config
 
     def experts_whole(self) -> bool:
         """Whether all of each expert is read: it writes text from its own prompts, or is measured as it is."""

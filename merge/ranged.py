@@ -79,9 +79,10 @@ class RangeStore:
         key = (checkpoint.key, tensor)
         with self._lock:
             path = self._path(key)
-            if key in self._held:
+            if self._held.get(key) == info.nbytes:
                 self._held.move_to_end(key)
             else:
+                self._held.pop(key, None)  # cut off, as a crash of the machine can leave it
                 self.make_room(info.nbytes)
                 self._bring(checkpoint, key, info, path)
                 self._held[key] = info.nbytes

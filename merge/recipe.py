@@ -410,7 +410,7 @@ def _from_pydantic(problem: dict[str, Any], document: Document) -> f.Finding:
         return f.OutOfRange(
             line, key=key, value="a long list", problem=f"at most {problem['ctx']['max_length']} are allowed"
         )
-    if leaf == "repo":
+    if leaf in ("repo", "replaces"):
         return f.BadRepository(line, value=str(value))
     if kind == "string_too_long":
         return f.BadText(line, key=key, problem=f"is longer than {problem['ctx']['max_length']} characters")
@@ -418,6 +418,8 @@ def _from_pydantic(problem: dict[str, Any], document: Document) -> f.Finding:
         return f.BadText(line, key=key, problem="is empty")
     if kind == "string_pattern_mismatch" and leaf in ("url", "details"):
         return f.BadText(line, key=key, problem="must be a web address (https://…)")
+    if kind == "string_pattern_mismatch" and path[:2] == ("evals", "tasks"):
+        return f.BadText(line, key=key, problem="must be letters, digits, - and _")
     if kind == "string_pattern_mismatch":
         return f.BadText(line, key=key, problem="must be one line without control characters")
     return f.WrongType(line, key=key, expected=f"something else ({problem['msg']})", found=_kind(value), hint="")
@@ -459,8 +461,10 @@ def _keys_at(path: yaml_file.Path) -> list[str]:
     model: type[BaseModel] = Recipe
     if path and path[0] in ("experts", "shared_experts"):
         model = PromptSlice if path[-1] == "prompts" else Expert
-    elif path:
+    elif len(path) == 1:
         model = _SECTIONS[str(path[0])]
+    elif path:
+        return []
     return list(model.model_fields)
 
 

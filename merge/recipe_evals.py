@@ -38,7 +38,8 @@ class ReportedScore(Section):
 
 
 class Reported(Section):
-    """A table of results that somebody else measured. It is shown as reported, with its source."""
+    """A table of results that somebody else measured. It is shown as reported, with its source. `model_name` and `task` may
+    stand there, as they do in the Hub's `model-index`; the card has its own."""
 
     source: ReportedSource
     results: Annotated[tuple[ReportedScore, ...], LIST] = Field(min_length=1, max_length=500)

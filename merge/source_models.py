@@ -14,7 +14,7 @@ from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.dtypes import WEIGHT_DTYPES, from_config
 from merge.expr import Expr, Read
-from merge.families import FAMILIES
+from merge.families import FAMILIES, WITHOUT_CLASS
 from merge.families.dense import ConfigError, DenseModel, dense_model, mlp_tensor
 from merge.families.family import Family, Mlp
 from merge.families.mixture import MoeLayer, MoeModel, locate, moe_model
@@ -73,8 +73,7 @@ class SourceModel:
     def is_known(self, tensor: str) -> bool:
         """Whether a tensor of an MLP is one that such a model has."""
         if self.mixture is None:
-            parts = tensor.split(".")
-            return parts[-1] == "weight" and parts[-2] in MLP_PARTS
+            return ".mlp." in tensor and tensor.endswith(".weight") and tensor in (self.tensors or {})
         return tensor in self._mixture_tensors
 
     @cached_property
@@ -94,7 +93,7 @@ def read_model(checkpoint: Checkpoint, family: Family, line: int | None) -> tupl
     model_type, mixed = config.get("model_type"), mixture_family(checkpoint)
     model: SourceModel | None = None
     # The code that DeepSeek's config names is not needed to read its tensors, and never run.
-    if config.get("auto_map") and not (mixed and mixed.NAME == "deepseek"):
+    if config.get("auto_map") and not (mixed and mixed.NAME in WITHOUT_CLASS):
         found.append(f.CustomCode(line, model=name))
     elif mixed is not None and mixed is not family:
         what = "an expert can only come from a mixture of the result's own family"

@@ -89,6 +89,8 @@ def _prepare(partial: Path, identity: str) -> None:
     """An empty partial folder, or the one that an earlier run of the same merge left."""
     if _marked(partial) != identity:
         if partial.exists():
+            if _marked(partial) is None and any(path.name != f"{MARKER}.tmp" for path in partial.iterdir()):
+                raise DestinationError(f"{partial}: is not a merge's; move it away, or choose another folder")
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         write_atomically(partial / MARKER, identity.encode())

@@ -106,19 +106,30 @@ def gguf_layout(config: Mapping[str, Any], tensors: Tensors) -> Layout:
     return _Layouter(config, tensors, family).layout()
 
 
-def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[str]) -> dict[str, int]:
-    """Predicted bytes of the file of each type, all of them made together.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of GGUF files before they are made: `tensors` the data of all tensors by file type, exact, and `metadata` what
+    stands before them in each (under 2 MB for 32,000 tokens), estimated from the size of the vocabulary."""
 
-    Tensor data and the tensor list are exact; the metadata (under 2 MB for 32,000 tokens) is estimated from the size of
-    the vocabulary.
-    """
+    tensors: Mapping[str, int]
+    metadata: int
+
+    @property
+    def files(self) -> dict[str, int]:
+        """By file type."""
+        return {name: self.metadata + count for name, count in self.tensors.items()}
+
+
+def predict_sizes(config: Mapping[str, Any], tensors: Tensors, types: Iterable[str]) -> Sizes:
+    """Predicted sizes of the file of each type, all of them made together."""
     layout = gguf_layout(config, tensors)
     shapes, types = layout.shapes, list(types)
     # Per tensor: length and text of the name, number of dimensions, dimensions, type, offset.
     listing = sum(8 + len(name) + 4 + 8 * len(shape) + 4 + 8 for name, shape in shapes.items())
     metadata = padded(listing + VOCABULARY_BYTES * int(config.get("vocab_size", 0)))
     imatrix = wants_imatrix(types)
-    return {name: metadata + quantised_bytes(FILE_TYPES[name], shapes, layout.model, imatrix) for name in types}
+    data = {name: quantised_bytes(FILE_TYPES[name], shapes, layout.model, imatrix) for name in types}
+    return Sizes(data, metadata)
 
 
 def wants_imatrix(types: Iterable[str]) -> bool:

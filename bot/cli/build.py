@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bot import pipeline
-    from bot.preview import billions, size
+    from cards.words import billions, size
     from merge.errors import NothingToDo, UsageError
     from merge.recipe import load_recipe
     from merge.sources import Sources

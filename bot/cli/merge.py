@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bot.merging import merge
-    from bot.preview import billions, size
+    from cards.words import billions, size
     from merge.recipe import load_recipe
     from merge.sources import Sources
 

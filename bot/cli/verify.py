@@ -18,8 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bot.preview import size
     from bot.verify import verify
+    from cards.words import size
 
     found = verify(args.repo, revision=args.revision, models=args.models, **hub_options())
     compared = f"{found.files} files by checksum, {found.tensors} tensors ({size(found.bytes)}) with their sources"

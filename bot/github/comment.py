@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from bot.changes import ADDED, DELETED, RENAMED, Change
-from bot.preview import DTYPE_WORDS, Preview, billions, experts_words, size
+from bot.preview import DTYPE_WORDS, Preview, experts_words
 from cards.hub import model_url
 from cards.markdown import code, code_link, escape, html, link
+from cards.words import billions, size
 from merge import findings as f
 
 # GitHub takes 65,536 characters.
@@ -48,7 +49,7 @@ def preview_comment(
     out is said."""
     quiet = [change for change in changes if change.kind in (RENAMED, DELETED)]
     foot = _foot(why, head, run_url)
-    top = [marker(scope), f"### moerge: {_title(previews, quiet)}"]
+    top = [marker(scope), f"### moerge: {_title(previews)}"]
     fixed = len("\n\n".join([*top, foot])) + 600
     blocks = [_table(previews, limit // 2)] if len(previews) > 1 else []
     if quiet:
@@ -69,7 +70,7 @@ def nothing_comment(why: str, *, head: str, run_url: str | None = None, scope: S
     return "\n\n".join([marker(scope), "### moerge: nothing to preview", said, _foot(why, head, run_url)])
 
 
-def _title(previews: Sequence[Preview], quiet: Sequence[Change]) -> str:
+def _title(previews: Sequence[Preview]) -> str:
     count = len(previews)
     said = f"preview of {count} recipe{'' if count == 1 else 's'}" if count else "no recipe to build"
     failed = sum(preview.code != 0 for preview in previews)

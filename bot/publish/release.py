@@ -7,16 +7,17 @@ left alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bot.publish import settings
 from bot.publish.contents import PUBLISHED_REPORT, Release, read_built, read_release
 from bot.publish.destination import Destination
 from bot.publish.lock import gguf_repository, identity, tag_name
 from bot.publish.patience import limit_waiting, patiently
-from bot.publish.repository import Found, Repository, RepositoryChange, found_at, small_file
+from bot.publish.repository import Found, Repository, RepositoryChange, found_at, put_tag, small_file
 from bot.publish.tokens import Tokens, tokens_for
 from evals.results import Report, parse_report
 from merge.errors import DestinationError
@@ -68,32 +69,50 @@ def publish(
 
 
 def released(
-    planned: Report, quants: Sequence[str], tokens: Tokens, endpoint: str | None
+    planned: Report, quants: Sequence[str], tokens: Tokens, endpoint: str | None, account: str | None
 ) -> tuple[Report, Publication] | None:
     """The release on the Hub that has the very identity of what is about to be built, with its report; None where there is
-    none, or where files of it are missing. `planned` is the report before the build, `quants` are the GGUF types asked for."""
+    none, or where files of it are missing or damaged. A run that was cut off after the last commit is finished: tag and
+    settings are put right. `planned` is the report before the build, `quants` are the GGUF types asked for; `account` as in
+    `settings.finish`."""
     limit_waiting()
     wanted = identity(planned, quants)
     found: dict[str, Found] = {}
     lock = None
     for repo in _repositories(planned, quants)[::-1]:  # the model's lock tells of all
-        found[repo] = found_at(Destination(repo, tokens, endpoint, create_pr=False))
-        lock = lock or found[repo].lock
-        if lock is None or lock.identity != wanted or any(name not in found[repo].files for name in lock.files(repo)):
+        there = found_at(Destination(repo, tokens, endpoint, create_pr=False))
+        lock = lock or there.lock
+        if lock is None or lock.identity != wanted or not _has_all(there, lock.files(repo)):
             return None
+        if lock.files(repo):  # of GGUF types of which none could be made there is no repository
+            found[repo] = there
     repo = planned.repo or ""
-    gguf = gguf_repository(repo) if quants else None
+    gguf = gguf_repository(repo) if gguf_repository(repo) in found else None
+    kept = [Destination(each, tokens, endpoint, create_pr=False) for each in reversed(found)]
+    if not planned.release.create_pr:
+        for each in kept:
+            put_tag(each, tag_name(planned), found[each.repo].head)
+        settings.finish(planned, kept, account)
     changes = tuple(RepositoryChange(each, (), (), (), tuple(sorted(found[each].files)), 0) for each in reversed(found))
-    url = f"{Destination(repo, tokens, endpoint, create_pr=False).endpoint}/{repo}"
-    publication = Publication(repo, url, found[repo].head, gguf, tag_name(planned), False, changes)
+    model = kept[-1]
+    publication = Publication(
+        repo, f"{model.endpoint}/{repo}", found[repo].head, gguf, tag_name(planned), False, changes
+    )
     if PUBLISHED_REPORT not in found[repo].files:
         return planned, publication
-    model = Destination(repo, tokens, endpoint, create_pr=False)
     raw = patiently(repo, model.endpoint, lambda: small_file(model, PUBLISHED_REPORT, found[repo].head))
     try:
         return parse_report(raw), publication
     except ValueError:  # of another version: the plan says enough
         return planned, publication
+
+
+def _has_all(found: Found, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the files of a lock are there. Of large ones the Hub tells the SHA-256, which must be the lock's."""
+    return all(
+        name in found.files and (len(found.files[name]) != 64 or found.files[name] == entry["sha256"])
+        for name, entry in files.items()
+    )
 
 
 def destinations(
@@ -150,7 +169,7 @@ def _write(release: Release, targets: list[Repository], account: str | None) -> 
         commit = target.commit()
         if not target.create_pr:
             commit = target.verify(commit)
-            target.tag(tag_name(report), commit)
+            put_tag(target, tag_name(report), commit)
     if not report.release.create_pr:
         settings.finish(report, targets, account)
     return commit

@@ -97,6 +97,23 @@ def small_file(destination: Destination, name: str, revision: str | None) -> byt
     return Path(destination.api.hf_hub_download(destination.repo, name, revision=revision)).read_bytes()
 
 
+def put_tag(destination: Destination, tag: str, commit: str | None) -> None:
+    """Put a release's tag on its commit. A tag that stands on the same release stays: by its lock, since a card is edited."""
+
+    def put() -> None:
+        tags = {ref.name: ref.target_commit for ref in destination.api.list_repo_refs(destination.repo).tags}
+        if tag in tags:
+            if tags[tag] == commit or lock_at(tags[tag]) == lock_at(commit):
+                return
+            destination.api.delete_tag(destination.repo, tag=tag)
+        destination.api.create_tag(destination.repo, tag=tag, revision=commit)
+
+    def lock_at(revision: str | None) -> str | None:
+        return checksums(destination, revision)[1].get(LOCK)
+
+    patiently(destination.repo, destination.endpoint, put)
+
+
 @dataclass(frozen=True)
 class Commit:
     """The next commit: on which parent, and which contents."""
@@ -279,23 +296,17 @@ class Repository(Destination):
                 raise DestinationError(f"{self.repo}: {damaged[0]} on the Hub is not what was sent (checksum)")
         return commit
 
-    def tag(self, tag: str, commit: str | None) -> None:
-        """Put the release's tag on its commit. A tag that stands on the same files stays."""
-
-        def tag_it() -> None:
-            tags = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.repo).tags}
-            if tag in tags:
-                if tags[tag] == commit or self._plan(tags[tag]).change.is_empty:
-                    return
-                self.api.delete_tag(self.repo, tag=tag)
-            self.api.create_tag(self.repo, tag=tag, revision=commit)
-
-        patiently(self.repo, self.endpoint, tag_it)
-
     def _has_pull_request(self) -> bool:
-        """Whether a pull request with this very release is open already."""
+        """Whether a pull request with this very release is open already. Others' may hold anything."""
+
+        def is_this(ref: str) -> bool:
+            try:
+                return self._plan(ref).change.is_empty
+            except DestinationError:
+                return False
+
         refs = self.api.list_repo_refs(self.repo, include_pull_requests=True)
-        return any(self._plan(ref.ref).change.is_empty for ref in refs.pull_requests or [])
+        return any(is_this(ref.ref) for ref in refs.pull_requests or [])
 
     def _addition(self, name: str, content: Content) -> CommitOperationAdd:
         digest = self._digest(name, content)

@@ -17,7 +17,6 @@ from demo.github.state import Account, Comment, Issue, Repository
 from demo.github.web import Answer, Call, Refused
 
 _TOKEN = re.compile(r'\s*(?:#[^\n]*\n\s*)*(\.\.\.|[{}()\[\]:!$=]|"(?:[^"\\]|\\.)*"|-?\d+|[A-Za-z_]\w*|,)')
-MAX_NODES = 500_000
 MAX_PAGE = 100
 
 

@@ -5,15 +5,12 @@ What the model types have in common stands here; what differs, in `model_types.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from merge.families.model_types import ATTENTION, MLP_PARTS, MODEL_TYPES, ModelType
 
-# By model_type: what an absent key means.
-DEFAULTS: dict[str, Mapping[str, Any]] = {name: kind.defaults for name, kind in MODEL_TYPES.items()}
 # Far above any model that exists; a larger number in a config is a mistake or an attack.
 MAX_LAYERS = 1000
 MAX_SIZE = 2**24
@@ -306,7 +303,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
 
 
 def _positive(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 2**53 or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 2**53:
         raise ConfigError(f"{key} is {str(value)[:40]}, which is not a positive number")
     return value
 

@@ -65,7 +65,7 @@ class BadModelReference(Finding):
 
 
 class BadRepository(Finding):
-    """`release.repo` is where the model goes: `owner/name`, with letters, digits, `.`, `-` and `_`."""
+    """`release.repo` is where the model goes, `release.replaces` the one it follows: `owner/name`, with letters, digits, `.`, `-` and `_`."""
 
     id = "bad-repository"
     level = ERROR

@@ -25,7 +25,7 @@ from bot.hub.faults import Fault
 from bot.hub.names import repo_id
 from bot.hub.server import Server, running
 from bot.pipeline import build_and_publish
-from bot.preview import plan_recipe, preview_of
+from bot.preview import plan_recipe, preview_of, preview_recipe
 from evals.results import read_report
 from merge.errors import SourceError, UsageError
 from merge.ranged import bytes_of
@@ -186,6 +186,12 @@ def test_a_bounded_release_has_the_weights_of_an_unbounded_one(hub: Server, tmp_
     build_and_publish(load_recipe(recipe), Sources(tmp_path, **options), tmp_path / "whole", **options)
     whole = weights(hub, tmp_path / "b")
     assert bounded.keys() == whole.keys() and bounded == whole
+    predicted = preview_recipe(recipe, Sources(tmp_path, **options)).gguf_tensor_bytes
+    assert predicted is not None
+    for kind, count in predicted.items():
+        files = list((tmp_path / "a").glob(f"**/snapshots/**/*-{kind}-*.gguf"))
+        assert len(files) > 1
+        assert sum(path.stat().st_size - int(GGUFReader(path).data_offset) for path in files) == count
     quant = read_report(tmp_path / "bounded/report.json").quants[0]
     assert (quant.type, quant.proof, len(quant.files) > 1) == ("BF16", "structural", True)
 

@@ -250,6 +250,16 @@ def test_a_build_does_not_use_a_download_in_which_a_bit_flipped(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_file_of_another_size_in_the_cache_is_fetched_again(
+    hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, checkpoint, target = remote(hub, tmp_path, monkeypatch)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"cut off")  # as a crash of the machine can leave it
+    client.download(checkpoint, ["model.safetensors"])
+    assert target.read_bytes() == weights_of(hub)
+
+
 def test_a_hub_that_stays_down_ends_a_download_with_one_sentence(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ COMMUNITY = {
     "clown-car-4x7B": 24.15,
 }
 KEYS = ["recipe", "name", "family", "parameters", "checkpoint_bytes", "gguf_bytes", "download_bytes", "build_disk_bytes",
-        "license", "findings", "build_memory_bytes", "runner", "sources", "change", "against_base", "bug"]  # fmt: skip
+        "license", "findings", "build_memory_bytes", "gguf_tensor_bytes", "runner", "sources", "change", "against_base", "bug"]  # fmt: skip
 
 
 def preview_json(root: Path, capsys: pytest.CaptureFixture[str], *recipes: str) -> tuple[int, list[dict]]:

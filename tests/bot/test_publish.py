@@ -13,9 +13,12 @@ from huggingface_hub import HfApi, ModelCard
 from bot.cli import main
 from bot.hub.faults import Fault
 from bot.hub.server import Server, running
+from bot.pipeline import build_and_publish
 from bot.publish import publish
 from evals.results import read_report
 from merge.errors import DestinationError, UsageError
+from merge.recipe import load_recipe
+from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
 
 REPO = "me/Tiny-2x1M"
@@ -204,3 +207,46 @@ def test_a_commit_that_came_in_between_loses_nothing(out: Path, hub: Server, api
     theirs, ours = api.list_repo_commits(REPO)[1], api.list_repo_commits(REPO)[0]
     assert theirs.title.startswith("Upload theirs.txt") and ours.title.startswith("Release")
     assert {ref.target_commit for ref in api.list_repo_refs(REPO).tags} == {ours.commit_id}
+
+
+def test_a_publication_that_was_cut_off_after_its_last_commit_is_finished_by_the_next_build(
+    built: Path, out: Path, tmp_path: Path, hub: Server, api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token())
+    text = (built.parent / "recipe.yaml").read_text().replace("release:\n", "release:\n  private_first: true\n")
+    (tmp_path / "recipe.yaml").write_text(text)
+    arguments = ["build", str(tmp_path / "recipe.yaml"), "--publish", "--out"]
+    hub.faults = lambda number, request: Fault(status=403) if f"{REPO}/tag/" in str(request.url) else None
+    assert main([*arguments, str(out)]) == 4
+    heads = [api.model_info(repo).sha for repo in (REPO, f"{REPO}-GGUF")]
+    assert api.model_info(REPO).private and not api.list_repo_refs(REPO).tags
+    hub.faults = None
+    assert main([*arguments, str(tmp_path / "two")]) == 3
+    assert not (tmp_path / "two/model").exists()  # nothing is built again
+    for repo, head in zip((REPO, f"{REPO}-GGUF"), heads, strict=True):
+        assert [(ref.name, ref.target_commit) for ref in api.list_repo_refs(repo).tags] == [("v1", head)]
+        assert (api.model_info(repo).sha, api.model_info(repo).private) == (head, False)
+    # Once it is whole, looking again writes nothing; a file that arrived damaged is no whole release.
+    hub.log.clear()
+    assert main([*arguments, str(tmp_path / "two")]) == 3
+    assert {each.method for each in hub.log.all()} <= {"GET", "HEAD"}
+    api.upload_file(path_or_fileobj=b"damaged" * 2**20, path_in_repo="model.safetensors", repo_id=REPO)
+    assert main([*arguments, str(out)]) == 0
+    [weights] = api.get_paths_info(REPO, ["model.safetensors"])
+    assert weights.size == (out / "model/model.safetensors").stat().st_size  # type: ignore[union-attr]
+
+
+def test_a_release_without_any_gguf_file_that_could_be_made_names_no_repository_for_them(
+    built: Path, out: Path, hub: Server, api: HfApi
+) -> None:
+    value = json.loads((out / "report.json").read_text())
+    value["failed_quants"] = [{"type": quant["type"], "reason": "no proof"} for quant in value["quants"]]
+    value["quants"] = []
+    (out / "report.json").write_text(json.dumps(value))
+    options = {"token": hub.token(), "endpoint": hub.endpoint}
+    publish(out, **options)
+    loaded = load_recipe(built.parent / "recipe.yaml")
+    _, publication = build_and_publish(loaded, Sources(built.parent), out, **options)
+    assert (publication.changed, publication.gguf_repo) == (False, None)
+    assert [change.repo for change in publication.repositories] == [REPO]

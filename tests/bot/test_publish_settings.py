@@ -13,14 +13,16 @@ from typing import Any
 
 import jwt
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from benchmarks.publish_faults import REPO, make_build
 from bot.cli import main
 from bot.hub import oidc
+from bot.hub.faults import Fault
 from bot.hub.server import Server, running
 from bot.publish import publish
+from bot.releases import released_here, tag_on_hub
 from evals.results import ReleaseWanted, read_report
 from merge.errors import DestinationError
 from tests.dense import recipe_text, save_dense
@@ -79,13 +81,44 @@ def test_a_pull_request_in_place_of_a_commit_is_opened_once(hub: Server, api: Hf
     heads = [api.model_info(repo).sha for repo in REPOS]
     out = build(tmp_path / "two", 2, create_pr=True)
     for _ in range(2):
-        publish(out, token=hub.token(), endpoint=hub.endpoint)
+        publication = publish(out, token=hub.token(), endpoint=hub.endpoint)
         assert [api.model_info(repo).sha for repo in REPOS] == heads
+        # The version's tag does not go to the release that is there so far.
+        tag_on_hub(released_here(read_report(out / "report.json"), publication), "2.1", hub.token(), hub.endpoint)
+        assert [[ref.name for ref in api.list_repo_refs(repo).tags] for repo in REPOS] == [["v1"], ["v1"]]
         for repo in REPOS:
             [pull] = api.list_repo_refs(repo, include_pull_requests=True).pull_requests or []
             assert "moerge.lock.json" in {
                 file.rfilename for file in api.model_info(repo, revision=pull.ref).siblings or []
             }
+
+
+def test_a_stranger_s_pull_request_or_an_old_tag_keeps_no_release_from_the_hub(
+    hub: Server, api: HfApi, tmp_path: Path
+) -> None:
+    publish(build(tmp_path / "one"), token=hub.token(), endpoint=hub.endpoint)
+
+    def other_model() -> list[CommitOperationAdd | CommitOperationDelete]:
+        names = ("config.json", "Fault-2x1M-Q8_0.gguf")
+        return [
+            CommitOperationDelete(path_in_repo="moerge.lock.json"),
+            *(CommitOperationAdd(name, b"{}") for name in names),
+        ]
+
+    put: dict[str, Any] = {"path_or_fileobj": b"{}", "path_in_repo": "moerge.lock.json", "create_pr": True}
+    for repo in REPOS:
+        api.upload_file(repo_id=repo, **put)
+        api.create_commit(repo, other_model(), commit_message="Another model", create_pr=True)
+        # A tag of this version, on a model from before moerge.
+        api.create_branch(repo, branch="old")
+        old = api.create_commit(repo, other_model(), commit_message="Another model", revision="old").oid
+        api.create_tag(repo, tag="v2", revision=old)
+    publish(build(tmp_path / "pull", 2, create_pr=True), token=hub.token(), endpoint=hub.endpoint)
+    for repo in REPOS:
+        assert len(api.list_repo_refs(repo, include_pull_requests=True).pull_requests or []) == 3
+    publish(build(tmp_path / "two", 2), token=hub.token(), endpoint=hub.endpoint)
+    for repo in REPOS:
+        assert {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}["v2"] == api.model_info(repo).sha
 
 
 class GitHub:
@@ -148,6 +181,15 @@ def test_a_trusted_publisher_needs_no_stored_token_and_exchanges_once_for_each_r
     assert publication.changed and "model.safetensors" in api.list_repo_files(REPO)
     assert len(hub.log.all("POST", "/oauth/token")) == 2
     assert github.asked == ["Bearer runner-secret"] * 2
+    # So is the tag of a version that was pushed; a failure that passes is waited out.
+    left = [Fault(status=503)]
+    hub.faults = lambda number, request: left.pop() if left and "/tag/" in request.url.path else None
+    release = released_here(read_report(tmp_path / "out/report.json"), publication)
+    for _ in range(2):
+        tag_on_hub(release, "2.1", None, hub.endpoint)
+        for repo in REPOS:
+            tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
+            assert tags["2.1"] == api.model_info(repo).sha and not left
 
 
 @pytest.mark.parametrize("room", [(), ("--max-disk", "20MB")], ids=["whole", "ranges"])

@@ -68,7 +68,7 @@ def demo_report() -> Report:
         recipe_identity=sha("recipe"),
         gate_mode="hidden",
         gates_key=sha("gates"),
-        dtype="BF16",
+        dtype="bfloat16",
         parameters={"total": 214_177_000, "active": 214_177_000, "shared": 54_800_000, "per_expert": 79_600_000},
         experts_per_token=2,
         context_length=8192,

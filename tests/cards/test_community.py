@@ -67,6 +67,26 @@ def test_of_a_benchmark_s_configurations_only_the_registered_one_has_a_file() ->
     assert (entry.dataset_id, entry.task_id, entry.value) == ("Idavidrein/gpqa", "diamond", 30.3)
 
 
+def test_a_part_of_a_registered_benchmark_is_not_the_benchmark() -> None:
+    report = community_report(BRUCE)
+    whole = replace(report.scores[0], dataset="TIGER-Lab/MMLU-Pro", config=None, task="mmlu_pro")
+    assert set(result_files(replace(report, scores=(whole,)))) == {".eval_results/mmlu-pro.yaml"}
+    assert not result_files(replace(report, scores=(replace(whole, task="mmlu_pro_math"),)))
+
+
+def test_a_set_measured_over_midnight_has_its_average() -> None:
+    report = community_report(BRUCE)
+    days = ["2026-11-21"] * 3 + ["2026-11-22"] * 3
+    measured = tuple(
+        replace(score, origin="measured", date=day) for score, day in zip(report.scores, days, strict=True)
+    )
+    card = render_model_card(replace(report, scores=measured))
+    assert "**74.53**" in card
+    assert "Measured by this build from 2026-11-21 to 2026-11-22" in card
+    apart = tuple(replace(score, origin="imported") for score in measured)
+    assert "**74.53**" not in render_model_card(replace(report, scores=apart))
+
+
 @pytest.mark.parametrize("name", COMMUNITY)
 def test_a_community_s_card_lists_the_models_of_its_recipe_and_is_as_it_was(name: str) -> None:
     report = community_report(name)

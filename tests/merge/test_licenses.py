@@ -56,15 +56,21 @@ def test_a_source_that_allows_it_is_no_conflict(source: str) -> None:
     assert found("apache-2.0", source, stated="apache-2.0") == []
 
 
+def test_gpl_2_cannot_carry_what_is_under_apache() -> None:
+    assert ("license-conflict", 20) in found("apache-2.0", "gpl-2.0", stated="gpl-2.0")
+    assert found("apache-2.0", "gpl-3.0", stated="gpl-3.0") == []
+
+
 def test_a_stated_licence_that_carries_the_source_s_terms_is_no_conflict() -> None:
     assert found("llama2", "apache-2.0", stated="llama2") == []
     assert found("cc-by-nc-4.0", "apache-2.0", stated="cc-by-nc-sa-4.0") == []
     assert found("llama2", "cc-by-nc-4.0", stated="other") == []
 
 
-def test_what_forbids_changes_may_not_be_merged_at_all() -> None:
+def test_a_merge_of_what_forbids_changes_may_not_be_published() -> None:
     assert ("license-forbids-merges", 2) in found("apache-2.0", "cc-by-nc-nd-4.0")
     assert ("license-forbids-merges", 2) in found("apache-2.0", "cc-by-nd-4.0", stated="other")
+    assert found("apache-2.0", "cc-by-nd-4.0", stated="other", repo=None) == []
 
 
 def test_licences_that_do_not_make_one_ask_for_a_decision_at_the_release() -> None:

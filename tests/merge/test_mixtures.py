@@ -113,6 +113,24 @@ def test_adding_experts_to_a_merge_gives_the_merge_of_them_all(family: Family, l
         assert plan.config == direct.config
 
 
+# DeepSeek-V3 always has one, of zeros if need be.
+COUNTED = [x for x in FAMILIES if x.KEYS.shared_count and x.NAME != "deepseek_v3"]
+
+
+@pytest.mark.parametrize("family", COUNTED, ids=lambda family: family.NAME)
+def test_a_shared_expert_added_to_a_mixture_without_one_is_in_its_config(family: Family, tmp_path: Path) -> None:
+    dense = dense_models(family, tmp_path, 4)
+    base = mixture(family, dense[:3], tmp_path)
+    shared = {"shared_experts": [{"source_model": str(dense[1])}]}
+    plan = write(recipe(base, [{"source_model": str(dense[3])}], **shared), tmp_path, "out", rows(4))
+    every = [{"source_model": str(x)} for x in dense]
+    whole = recipe(dense[0], every, architecture=family.NAME, **shared)
+    direct = write(whole, tmp_path, "expected", rows(4))
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "expected"))
+    key = family.KEYS.shared_count
+    assert plan.config[key] == direct.config[key] == 1
+
+
 @pytest.mark.parametrize("family", [x for x in FAMILIES if x.NAME in WRITTEN], ids=lambda family: family.NAME)
 def test_gguf_tensors_of_parts_are_those_of_whole_tensors(family: Family, tmp_path: Path) -> None:
     dense = dense_models(family, tmp_path, 4)

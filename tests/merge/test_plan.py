@@ -14,7 +14,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from merge.checkpoint import open_folder
 from merge.errors import RecipeError, SourceError
 from merge.expr import Cast, Noise, Read, Scale
-from merge.families.dense import DEFAULTS, dense_model
+from merge.families.dense import dense_model
+from merge.families.model_types import MODEL_TYPES
 from tests.dense import planned, recipe_text, save_dense
 
 MISTRAL = {
@@ -51,12 +52,13 @@ def test_a_dense_model_s_config_lists_the_tensors_of_its_checkpoint(tmp_path: Pa
             assert dict(dense_model(checkpoint.config).tensors()) == found
 
 
-@pytest.mark.parametrize("model_type", DEFAULTS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_key_absent_from_config_json_means_what_transformers_makes_of_it(model_type: str) -> None:
+    defaults = MODEL_TYPES[model_type].defaults
     # A window that is not in use is hidden, so it is switched on.
-    switch = {"use_sliding_window": True} if "use_sliding_window" in DEFAULTS[model_type] else {}
+    switch = {"use_sliding_window": True} if "use_sliding_window" in defaults else {}
     theirs = CONFIG_MAPPING[model_type](**switch).to_dict()
-    for key, value in DEFAULTS[model_type].items():
+    for key, value in defaults.items():
         if key in switch:
             assert value is False
         elif key == "head_dim" and value is None:  # worked out from the hidden size
@@ -64,7 +66,7 @@ def test_a_key_absent_from_config_json_means_what_transformers_makes_of_it(model
         elif key == "num_key_value_heads" and value is None:  # as many as query heads
             assert theirs[key] == theirs["num_attention_heads"]
         elif key == "rope_scaling":
-            assert {"rope_theta": DEFAULTS[model_type]["rope_theta"], **value} == theirs["rope_parameters"]
+            assert {"rope_theta": defaults["rope_theta"], **value} == theirs["rope_parameters"]
         elif key == "rope_theta":
             assert theirs["rope_parameters"]["rope_theta"] == value
         elif key in theirs:
@@ -133,6 +135,16 @@ def test_an_expert_of_another_shape_is_refused_from_its_headers(
         planned(recipe_text(base, [base, other]), tmp_path)
     assert ids(error) == [finding]
     assert error.value.findings[-1].line == 5
+
+
+@pytest.mark.parametrize("name", ["weight", "foo.gate_proj.weight", "model.layers.99.mlp.up_proj.weight"])
+def test_a_tensor_that_such_a_model_does_not_have_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    base = save_dense(tmp_path / "base")
+    save_file(load_file(base / "model.safetensors") | {name: torch.ones(2)}, base / "model.safetensors")
+    with pytest.raises(RecipeError) as error:
+        planned(recipe_text(base, [base, base]), tmp_path)
+    assert ids(error) == ["tensor-without-place"]
+    assert any(name in finding.text for finding in error.value.findings)
 
 
 def test_an_expert_with_another_rope_or_vocabulary_is_no_error(tmp_path: Path) -> None:

@@ -439,6 +439,16 @@ def test_a_partial_folder_of_another_merge_is_not_used(models: list[Path], tmp_p
     assert len(load_file(tmp_path / "out/model.safetensors")) > 10
 
 
+def test_a_folder_of_somebody_else_s_is_not_taken_for_a_partial_one(models: list[Path], tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "notes.txt").write_text("mine")
+    with pytest.raises(DestinationError, match=r"out\.partial: is not a merge's"):
+        merged(recipe_text(models[0], models), tmp_path, tmp_path / "out")
+    assert (partial / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
 def test_memory_stays_flat_when_the_model_grows(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from merge.writer import write_checkpoint; "

@@ -33,7 +33,7 @@ def test_every_file_type_runs_and_has_the_predicted_size(tmp_path: Path) -> None
     folder = write_model(tmp_path / "Tiny", config(vocab_size=PIECES))
     tensors, found, _ = checkpoint_expressions(folder)
     layout = gguf_layout(found, tensors)
-    predicted = predict_sizes(found, tensors, SOME_TYPES)
+    predicted = predict_sizes(found, tensors, SOME_TYPES).files
     seen: list[int] = []
     files = build(folder, tmp_path / "out", *SOME_TYPES, progress=seen.append)
     assert [file.path.name for file in files] == [f"Tiny-{name}.gguf" for name in SOME_TYPES]

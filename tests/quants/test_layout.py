@@ -96,7 +96,7 @@ def test_mixtral_8x7b_has_its_known_sizes() -> None:
     )  # fmt: skip
     tensors = headers(found)
     assert gguf_layout(found, tensors).parameters == 46_702_792_704
-    predicted = predict_sizes(found, tensors, ["Q8_0", "Q4_K_M"])
+    predicted = predict_sizes(found, tensors, ["Q8_0", "Q4_K_M"]).files
     # As published for Mixtral-8x7B-Instruct-v0.1 by current versions of llama.cpp: 49.6 and 28.4 GB.
     assert predicted["Q8_0"] == pytest.approx(49.62e9, rel=0.002)
     assert predicted["Q4_K_M"] == pytest.approx(28.45e9, rel=0.005)
