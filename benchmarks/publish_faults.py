@@ -78,11 +78,12 @@ KINDS = (
     Kind("412", Fault(status=412)),
     Kind("somebody else's commit before it", somebody=True),
     Kind("a bit of the upload flipped", Fault(damage="request")),
+    Kind("a bit of a download flipped", Fault(damage="answer")),
     Kind("token expired, from there on", Fault(status=401, message="Invalid username or password."), ALWAYS),
     Kind("out of quota, from there on", Fault(status=402, message="Storage limit reached."), ALWAYS),
 )
 # Bits are flipped in files on their way: the client's JSON is protected by nothing but TLS, there as anywhere.
-UPLOADS = "/info/lfs/storage/"
+DAMAGED = {"request": "/info/lfs/storage/", "answer": "/resolve/"}
 WRITES = ("POST", "PUT", "DELETE")
 
 
@@ -142,6 +143,12 @@ class Stage:
         return None
 
 
+def meets(kind: Kind, path: str) -> bool:
+    """Whether a request for `path` can have this kind of fault."""
+    damage = kind.fault.damage if kind.fault is not None else None
+    return damage is None or DAMAGED[damage] in path
+
+
 def run_fault(stage: Stage, kind: Kind, number: int) -> tuple[str | None, bool]:
     """Publish the second release with a fault at request `number`; what was lost (None: nothing), and if it was restarted."""
     left = [kind.requests]
@@ -151,7 +158,7 @@ def run_fault(stage: Stage, kind: Kind, number: int) -> tuple[str | None, bool]:
             return None
         if kind.fault is not None and kind.fault.status == 402 and request.method not in WRITES:
             return None
-        if kind.fault is not None and kind.fault.damage and UPLOADS not in request.url.path:
+        if not meets(kind, request.url.path):
             return None
         left[0] -= 1
         if kind.somebody:
@@ -304,8 +311,7 @@ def run_kinds(stage: Stage, every: int = 1, kinds: tuple[Kind, ...] = KINDS) -> 
     counts = {}
     for offset, kind in enumerate(kinds):
         count = counts[kind.name] = Count()
-        damages = kind.fault is not None and kind.fault.damage
-        numbers = [number for number, (_, path) in enumerate(stage.requests, 1) if not damages or UPLOADS in path]
+        numbers = [number for number, (_, path) in enumerate(stage.requests, 1) if meets(kind, path)]
         for number in numbers[offset % min(every, len(numbers)) :: every]:
             _add(count, *run_fault(stage, kind, number), what=f"{kind.name} at request {number}")
     return counts

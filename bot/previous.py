@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from bot.publish.contents import PUBLISHED_REPORT
 from bot.publish.lock import tag_name
+from bot.publish.small_files import read_small
 from cards.render import write_cards
-from evals.results import REPORT, Report, read_report
+from evals.results import REPORT, Report, parse_report
 from evals.scores import PreviousRelease
 from merge.files import write_atomically, writing
 
@@ -27,13 +28,13 @@ def published_report(api: HfApi, repo: str) -> Report | None:
     from huggingface_hub import errors
 
     try:
-        path = Path(api.hf_hub_download(repo, PUBLISHED_REPORT))
+        raw = read_small(api, repo, PUBLISHED_REPORT)
     except errors.LocalEntryNotFoundError:  # the Hub did not answer, which says nothing about the file
         raise
     except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         return None
     try:
-        return read_report(path) if path.stat().st_size <= MAX_BYTES else None
+        return parse_report(raw) if len(raw) <= MAX_BYTES else None
     except ValueError:
         return None
 

@@ -14,6 +14,7 @@ from bot.publish.destination import NAMED, Destination, addition_of, not_there, 
 from bot.publish.lock import LOCK, Lock, read_lock
 from bot.publish.patience import patiently, status_of
 from bot.publish.readme import with_kept
+from bot.publish.small_files import has_checksum, read_small
 from bot.publish.tokens import Tokens
 from merge.errors import DestinationError, UsageError
 from merge.progress import say
@@ -94,7 +95,7 @@ def checksums(destination: Destination, revision: str | None) -> tuple[str | Non
 
 def small_file(destination: Destination, name: str, revision: str | None) -> bytes:
     """The bytes of a small file in the repository."""
-    return Path(destination.api.hf_hub_download(destination.repo, name, revision=revision)).read_bytes()
+    return read_small(destination.api, destination.repo, name, revision)
 
 
 def put_tag(destination: Destination, tag: str, commit: str | None) -> None:
@@ -321,5 +322,4 @@ def _is(there: str, content: Content, digest: str) -> bool:
         return True
     if isinstance(content, Uploaded) or size_of(content) >= REGULAR:
         return False
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    return there == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return has_checksum(content if isinstance(content, bytes) else content.read_bytes(), there)

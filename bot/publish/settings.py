@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bot.publish.destination import Destination
 from bot.publish.patience import patiently
+from bot.publish.small_files import read_small
 from evals.results import Report
 
 
@@ -84,7 +85,4 @@ def _announce(previous: str, repo: str, repository: Destination, account: str | 
 
 
 def _text(repository: Destination, account: str | None, repo: str, revision: str | None) -> str:
-    from pathlib import Path
-
-    path = repository.api_with(account).hf_hub_download(repo, "README.md", revision=revision)
-    return Path(path).read_text(encoding="utf-8")
+    return read_small(repository.api_with(account), repo, "README.md", revision).decode()
