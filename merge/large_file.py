@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-# As much as the kernel hands to a disk at once, or more; a multiple of every disk's block.
-BUFFER_BYTES = 4 << 20
+# As much as the kernel hands to a disk at once, or more; a multiple of every disk's block, and small enough to stay in the
+# processor's cache: with four times as much the same file took a third longer.
+BUFFER_BYTES = 1 << 20
 # One is filled while the others are on their way.
 BUFFERS = 4
 O_DIRECT = getattr(os, "O_DIRECT", 0)

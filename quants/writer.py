@@ -29,8 +29,8 @@ from quants.mixtures import needs_importance
 from quants.rows import Contents, row_count, rows
 from quants.split import shard_paths, shards
 
-# Elements that one thread takes at a time: 4 MiB as float32, so that memory is flat even with a hundred threads.
-TASK_ELEMENTS = 1 << 20
+# Elements that one thread takes at a time: 2 MiB as float32, so that memory is flat even with a hundred threads.
+TASK_ELEMENTS = 1 << 19
 
 # Called with the bytes written since the last call.
 Progress = Callable[[int], None]
