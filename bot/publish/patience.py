@@ -32,7 +32,7 @@ def patiently(repo: str, endpoint: str, action: Callable[[], T], also: Collectio
             return action()
         except Exception as raised:
             error = cause(raised)
-            if attempt == _attempts(error) or not passes(error, also):
+            if attempt >= _attempts(error) or not passes(error, also):
                 sentence = said(error, endpoint)
                 if sentence is None:
                     raise

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
@@ -15,6 +16,7 @@ from bot.hub.faults import Fault
 from bot.hub.server import Server, running
 from bot.pipeline import build_and_publish
 from bot.publish import publish
+from bot.publish.patience import patiently
 from evals.results import read_report
 from merge.errors import DestinationError, UsageError
 from merge.recipe import load_recipe
@@ -138,6 +140,19 @@ def test_what_cannot_be_published_is_one_sentence(
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client's own attempts
     with pytest.raises(DestinationError, match="cannot be reached"):
         publish(out, token=hub.token(), endpoint="http://127.0.0.1:9")
+
+
+def test_a_hub_that_falters_and_then_is_gone_is_given_up_with_one_sentence(hub: Server, api: HfApi) -> None:
+    tried: list[str] = []
+
+    def ask() -> None:
+        tried.append(hub.endpoint if len(tried) < 2 else "http://127.0.0.1:9")
+        httpx2.get(tried[-1]).raise_for_status()
+
+    hub.faults = lambda number, request: Fault(status=503)
+    with pytest.raises(DestinationError, match="cannot be reached"):
+        patiently(REPO, hub.endpoint, ask)
+    assert len(tried) == 3
 
 
 def test_a_name_that_holds_somebody_s_model_is_not_overwritten(out: Path, hub: Server, api: HfApi) -> None:
