@@ -66,6 +66,8 @@ class Action:
         self.summary = Summary(settings.summary_file)
         self.codes: set[int] = set()
         self.github = settings.github.client() if settings.github else None
+        # The folder of the repository that recipes' paths begin at; where a checkout lies in the workspace is no part of it.
+        self.inside = settings.inside
         self.outputs = dict.fromkeys(OUTPUTS, "")
         self.outputs |= NOTHING | {"published": "[]"}
 
@@ -122,6 +124,7 @@ class Action:
                 raise UsageError(
                     f"{self.settings.folder} is not a git checkout of this job's; run actions/checkout first"
                 )
+            self.inside = str(found.folder.relative_to(found.top))
             return found
         except UsageError:
             if self.github is None or self.settings.command == "build":
@@ -220,7 +223,7 @@ class Action:
                 self.github, number, previews, changes, comparison.why, head=head, run_url=run_url, scope=settings.scope
             )
             if said:
-                say_check(self.github, head, previews, settings.inside)
+                say_check(self.github, head, previews, self.inside)
         except GitHubError as error:
             # A fork's pull request cannot comment from `pull_request`: that is as it should be, and not the author's fault.
             expected = error.status == 403

@@ -158,7 +158,7 @@ class Settings:
 
     @property
     def inside(self) -> str:
-        """The folder of the repository that recipes' paths begin at."""
+        """The folder of the workspace that recipes' paths begin at; without a checkout, of the repository."""
         return str(self.folder.relative_to(self.workspace))
 
     @property

@@ -292,6 +292,14 @@ def test_a_checkout_is_used_where_there_is_one_and_its_preview_is_commented_too(
     step = world.job("pull_request", workspace=work)
     assert step.code == 0 and len(world.comments) == 1
     assert not [said for said in world.requests if "/git/" in said.path]
+    # Its place in the workspace is no part of the paths that GitHub knows; a folder of the repository is.
+    world.change(**{"recipes/a.yaml": good("no/where", OTHER)})
+    git(work, "fetch", "--quiet", "origin", f"refs/pull/{world.number}/head")
+    git(work, "checkout", "--quiet", "FETCH_HEAD")
+    for folder, globs in (("checkout", ""), ("checkout/recipes", "*.yaml")):
+        step = world.job("pull_request", workspace=work.parent, working_directory=folder, recipes=globs)
+        assert step.code == 4, step.log
+        assert {each["path"] for each in world.checks[-1].annotations} == {"recipes/a.yaml"}, folder
 
 
 def test_strict_makes_warnings_errors(world: World) -> None:
