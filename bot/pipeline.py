@@ -30,6 +30,7 @@ from merge.sources import Sources
 
 if TYPE_CHECKING:
     from bot.publish import Publication
+    from merge.plan import MergePlan
 
 __all__ = ["GGUF", "MODEL", "build", "build_and_publish"]
 
@@ -41,8 +42,7 @@ def build(loaded: LoadedRecipe, sources: Sources, out: Path, *, device: str | No
     SourceError, DestinationError, ProofError or UsageError; what was finished by then stays and is used by the next run.
     """
     plan = plan_recipe(loaded, sources)
-    for finding in plan.findings:
-        say(finding.located(str(loaded.path)))
+    _say_findings(loaded, plan)
     with locked(out):
         return _build(Work(loaded, plan, sources, out, device, State(out)))
 
@@ -75,18 +75,23 @@ def build_and_publish(
     tokens = tokens_for(endpoint, token)
     if (there := released(planned, plan.quants, tokens, endpoint, token)) is not None:
         return there
-    if limit is None:
-        report = build(loaded, sources, out, device=device)
-        return report, publish(out, token=token, endpoint=endpoint, tokens=tokens)
-    from bot.bounded import build_bounded
+    _say_findings(loaded, plan)
+    with locked(out):
+        if limit is None:
+            report = _build(Work(loaded, plan, sources, out, device, State(out)))
+        else:
+            from bot.bounded import build_bounded
 
+            work = Work(loaded, plan, sources, out, device, State(out), out / "sources")
+            report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, tokens, endpoint))
+            shutil.rmtree(out / "sources", ignore_errors=True)
+    return report, publish(out, token=token, endpoint=endpoint, tokens=tokens)
+
+
+def _say_findings(loaded: LoadedRecipe, plan: MergePlan) -> None:
+    """The plan's findings, at their lines."""
     for finding in plan.findings:
         say(finding.located(str(loaded.path)))
-    with locked(out):
-        work = Work(loaded, plan, sources, out, device, State(out), out / "sources")
-        report = build_bounded(work, parse_size(limit), destinations(planned, plan.quants, tokens, endpoint))
-        shutil.rmtree(out / "sources", ignore_errors=True)
-    return report, publish(out, token=token, endpoint=endpoint, tokens=tokens)
 
 
 def _build(work: Work) -> Report:
