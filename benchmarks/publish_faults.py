@@ -83,7 +83,7 @@ KINDS = (
     Kind("out of quota, from there on", Fault(status=402, message="Storage limit reached."), ALWAYS),
 )
 # Bits are flipped in files on their way: the client's JSON is protected by nothing but TLS, there as anywhere.
-DAMAGED = {"request": "/info/lfs/storage/", "answer": "/resolve/"}
+DAMAGED = {"request": ("PUT", "/info/lfs/storage/"), "answer": ("GET", "/resolve/")}
 WRITES = ("POST", "PUT", "DELETE")
 
 
@@ -143,10 +143,12 @@ class Stage:
         return None
 
 
-def meets(kind: Kind, path: str) -> bool:
-    """Whether a request for `path` can have this kind of fault."""
-    damage = kind.fault.damage if kind.fault is not None else None
-    return damage is None or DAMAGED[damage] in path
+def meets(kind: Kind, method: str, path: str) -> bool:
+    """Whether such a request can have this kind of fault."""
+    if kind.fault is None or kind.fault.damage is None:
+        return True
+    wanted, part = DAMAGED[kind.fault.damage]
+    return method == wanted and part in path
 
 
 def run_fault(stage: Stage, kind: Kind, number: int) -> tuple[str | None, bool]:
@@ -158,7 +160,7 @@ def run_fault(stage: Stage, kind: Kind, number: int) -> tuple[str | None, bool]:
             return None
         if kind.fault is not None and kind.fault.status == 402 and request.method not in WRITES:
             return None
-        if not meets(kind, request.url.path):
+        if not meets(kind, request.method, request.url.path):
             return None
         left[0] -= 1
         if kind.somebody:
@@ -311,7 +313,7 @@ def run_kinds(stage: Stage, every: int = 1, kinds: tuple[Kind, ...] = KINDS) -> 
     counts = {}
     for offset, kind in enumerate(kinds):
         count = counts[kind.name] = Count()
-        numbers = [number for number, (_, path) in enumerate(stage.requests, 1) if meets(kind, path)]
+        numbers = [number for number, request in enumerate(stage.requests, 1) if meets(kind, *request)]
         for number in numbers[offset % min(every, len(numbers)) :: every]:
             _add(count, *run_fault(stage, kind, number), what=f"{kind.name} at request {number}")
     return counts
