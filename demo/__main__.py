@@ -1,7 +1,8 @@
 """`make demo`: one recipe's whole way on real input, without an account.
 
 The four source models go to an embedded Hub on this machine; the recipe is previewed, built and published there; then the
-release is downloaded into an empty cache and generates, the checkpoint in transformers and each GGUF file in llama.cpp.
+release is compared with its recipe, downloaded into an empty cache and generates, the checkpoint in transformers and each GGUF
+file in llama.cpp.
 Everything lies in build/demo; what is done is not done again.
 """
 
@@ -50,6 +51,8 @@ def main() -> int:
         heading("moerge publish: one commit a repository, then the tag")
         if moerge("publish", str(HERE / "out"), allowed=(0, 3)) == 3:
             print("(the release is on the Hub already: nothing was uploaded)")
+        heading("moerge verify: every tensor of the release against its sources")
+        moerge("verify", repository())
         heading("The release, downloaded into an empty cache")
         rows = release(hub.endpoint)
     heading("What was made, and what it says")
@@ -81,21 +84,27 @@ def moerge(*arguments: str, allowed: tuple[int, ...] = (0,)) -> int:
     return code
 
 
+def repository() -> str:
+    """Where the demo's release is."""
+    from evals.results import read_report
+
+    repo = read_report(HERE / "out" / "report.json").repo
+    assert repo is not None
+    return repo
+
+
 def release(endpoint: str) -> list[tuple[str, int, float, str]]:
     """Download what was published and generate from it: (file, bytes, seconds, first words)."""
     from huggingface_hub import HfApi
 
     from bot.publish import gguf_repository
-    from evals.results import read_report
     from quants.proof import generate
 
-    report = read_report(HERE / "out" / "report.json")
-    assert report.repo is not None
-    cache = HERE / "empty-cache"
+    repo, cache = repository(), HERE / "empty-cache"
     shutil.rmtree(cache, ignore_errors=True)
     api = HfApi(endpoint=endpoint)
-    model = Path(api.snapshot_download(report.repo, cache_dir=cache))
-    ggufs = Path(api.snapshot_download(gguf_repository(report.repo), cache_dir=cache))
+    model = Path(api.snapshot_download(repo, cache_dir=cache))
+    ggufs = Path(api.snapshot_download(gguf_repository(repo), cache_dir=cache))
     started = time.monotonic()
     words, ids = transformers_generates(model)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
