@@ -88,7 +88,7 @@ def test_what_was_calibrated_is_kept_when_a_run_fails_and_used_by_the_next(
         raise DestinationError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("quants.writer._write_all", full)
+        patched.setattr("quants.writer.write_tensors", full)
         assert main(command) == 4
     (gates,) = out.glob(".tiny-2x1M.work/gates-*")
     assert len(list(out.iterdir())) == 1
