@@ -14,6 +14,7 @@ from bot.gates import gate_findings, gates_key_of, make_gates, routers_of, routi
 from bot.ggufs import GgufMade, gguf_files
 from bot.image import CardImage, read_image, with_image
 from bot.preview import plan_recipe
+from bot.quants import check_tokenizer
 from bot.report import planned_report, said
 from bot.state import State, locked, stage_key
 from bot.work import GGUF, MODEL, Work
@@ -131,6 +132,8 @@ def gates_of(work: Work) -> Path:
 
     if work.state.result("gates", work.gates_key) is None:
         started = time.monotonic()
+        if work.plan.quants:
+            check_tokenizer(work.plan, work.local)
         made = make_gates(work.loaded, work.plan, work.local, work.out, work.gates_key, work.device)
         for old in set(work.out.glob("gates-*.safetensors")) - {made}:
             old.unlink()

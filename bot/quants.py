@@ -77,6 +77,18 @@ def planned_model(
     return OpenModel(plan.config, tensors, Stored(open_files(local), gates), folder)
 
 
+def check_tokenizer(plan: MergePlan, local: Mapping[str, Checkpoint]) -> None:
+    """Raise SourceError where no GGUF file can be made of the base's tokenizer: before the calibration, not after it."""
+    from quants.build import embedding_rows
+    from quants.layout import gguf_layout
+    from quants.tokenizer import read_vocabulary
+
+    folder = local[plan.base].folder
+    assert folder is not None
+    layout = gguf_layout(plan.config, {tensor.name: tensor.expr for tensor in plan.tensors})
+    read_vocabulary(folder, embedding_rows(layout), layout.architecture)
+
+
 def quant_of(result: Mapping[str, Any]) -> QuantMade:
     """A quant as the build's state keeps it."""
     from evals.results import FileMade, QuantMade

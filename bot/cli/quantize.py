@@ -174,7 +174,7 @@ def _of_recipe(loaded: LoadedRecipe, args: argparse.Namespace, types: list[str],
     from bot.gates import gates_key_of, make_gates
     from bot.ggufs import model_info
     from bot.preview import plan_recipe
-    from bot.quants import planned_model
+    from bot.quants import check_tokenizer, planned_model
     from bot.state import stage_key
     from bot.work import fetched
     from merge import findings as f
@@ -194,6 +194,7 @@ def _of_recipe(loaded: LoadedRecipe, args: argparse.Namespace, types: list[str],
     local, key = fetched(plan, sources), gates_key_of(loaded, plan)
     gates = gates_path(work, key)
     if not gates.is_file():
+        check_tokenizer(plan, local)
         make_gates(loaded, plan, local, work, key, args.device)
     info = model_info(loaded, plan)
     return _Asked(

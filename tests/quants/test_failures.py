@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bot.cli import main
+from tests.dense import recipe_text
 from tests.quants.tiny import PIECES, config, write_model
 
 SMALL = {"num_hidden_layers": 1, "vocab_size": PIECES}
@@ -92,3 +93,32 @@ def test_a_file_that_does_not_pass_its_proof_is_left_out_and_the_others_stay(
     assert main(["quantize", str(folder), str(out), "--types", "Q8_0,Q5_0"]) == 4
     assert "Tiny-Q8_0.gguf" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["Tiny-Q5_0.gguf"]
+
+
+@pytest.mark.parametrize("command", ["build", "quantize"])
+@pytest.mark.parametrize(
+    ("tokenizer", "rows", "why"),
+    [
+        ("byte_level", 640, "llama.cpp has no name for how"),
+        ("byte_fallback", PIECES - 1, f"has {PIECES} tokens, the embedding only"),
+    ],
+)
+def test_a_recipe_whose_base_has_a_tokenizer_that_gguf_cannot_have_ends_before_the_calibration(
+    command: str, tokenizer: str, rows: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def calibrate(*_: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("bot.gates.make_gates", calibrate)
+    monkeypatch.setattr("bot.pipeline.make_gates", calibrate)
+    dense = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "vocab_size": rows}
+    base = write_model(tmp_path / "base", config(**dense), tokenizer)
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    recipe.write_text(recipe_text(base, [base, base], release={"quants": ["Q8_0"]}))
+    assert (
+        main(["build", str(recipe), "--out", str(out)] if command == "build" else ["quantize", str(recipe), str(out)])
+        == 4
+    )
+    assert why in capsys.readouterr().err
+    assert not list(out.glob("**/*.gguf"))
