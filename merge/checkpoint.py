@@ -77,6 +77,8 @@ class Checkpoint:
     adapter: Checkpoint | None = None
     # SHA-256 by file name, where the Hub tells it (LFS files).
     sha256: Mapping[str, str] = field(default_factory=dict)
+    # git's blob id of the others.
+    blob_ids: Mapping[str, str] = field(default_factory=dict)
     # Reads its tensors where they are not all on this machine.
     ranges: RangeStore | None = field(default=None, compare=False, repr=False)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from merge.errors import DestinationError, SourceError
-from merge.files import file_sha256
+from merge.files import has_checksum
 
 # How often a transfer is taken up again without a byte having come, and the pause before the first time, in seconds.
 ATTEMPTS = 5
@@ -31,7 +31,7 @@ def download(
     target: Path,
     *,
     size: int,
-    sha256: str | None,
+    checksum: str | None,
     advance: Callable[[int], None],
     offset: int = 0,
 ) -> None:
@@ -55,7 +55,7 @@ def download(
             partial.truncate(have)
             advance(have)
             _transfer(url, headers, partial, size, advance, offset)
-            _check(partial, target, sha256)
+            _check(partial, target, checksum)
             Path(partial.name).rename(target)
     except HfHubHTTPError:  # an OSError too, but not of this machine
         raise
@@ -115,9 +115,9 @@ def _pause(error: Exception, failures: int) -> float:
     return min(float(asked), 60.0) if asked.isdigit() else PAUSE * 2 ** (failures - 1)
 
 
-def _check(file: BinaryIO, target: Path, sha256: str | None) -> None:
+def _check(file: BinaryIO, target: Path, checksum: str | None) -> None:
     file.flush()
-    if sha256 is not None and file_sha256(Path(file.name)) != sha256:
+    if checksum is not None and not has_checksum(Path(file.name), checksum):
         file.truncate(0)  # nothing of it can be trusted
         raise SourceError(f"{target.name}: what was downloaded is not the file on the Hub (checksum); try again")
 

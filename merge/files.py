@@ -43,3 +43,13 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Whether a file has the checksum that the Hub tells: SHA-256 of a large file, git's blob id of another."""
+    return (file_sha256(path) if len(checksum) == 64 else blob_id(path.read_bytes())) == checksum
+
+
+def blob_id(data: bytes) -> str:
+    """git's name for a file with these bytes, in hexadecimal."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

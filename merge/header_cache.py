@@ -22,7 +22,7 @@ from merge.checkpoint import Checkpoint, Layout
 from merge.tensors import TensorInfo
 
 # Bound to the fields of Checkpoint and TensorInfo: another number makes old files unknown.
-FORMAT = 2
+FORMAT = 3
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -34,6 +34,7 @@ from merge.checkpoint import (
 )
 from merge.download import download
 from merge.errors import SourceError
+from merge.files import blob_id
 from merge.header_cache import HeaderCache
 from merge.pickles import read_pickle
 from merge.progress import progress
@@ -119,14 +120,16 @@ class Hub:
         info = self._info(reference, {"blobs": "true"})
         commit, listed = info.get("sha") or "", info.get("siblings") or []
         files = {file["rfilename"]: file.get("size") or 0 for file in listed if "/" not in file["rfilename"]}
+        # Of a large file the blob is a pointer to it.
+        plain = [file for file in listed if file["rfilename"] in files and file.get("blobId") and not file.get("lfs")]
+        blob_ids = {file["rfilename"]: file["blobId"] for file in plain}
         check_config(files, layout, name, "repository")
-        config = load_json(self._small_file(reference.path, commit, layout.config, files), f"{name}/{layout.config}")
-        shards = weight_files(
-            files,
-            layout,
-            lambda file: load_json(self._small_file(reference.path, commit, file, files), f"{name}/{file}"),
-            name,
-        )
+
+        def small(file: str) -> Any:
+            return load_json(self._small_file(reference.path, commit, file, files, blob_ids), f"{name}/{file}")
+
+        config = small(layout.config)
+        shards = weight_files(files, layout, small, name)
         license = (info.get("cardData") or {}).get("license")
         found = Checkpoint(
             key=f"{reference.path}@{commit}",
@@ -136,6 +139,7 @@ class Hub:
             files=files,
             commit=commit,
             sha256={file["rfilename"]: file["lfs"]["sha256"] for file in listed if file.get("lfs")},
+            blob_ids=blob_ids,
             license=license if isinstance(license, str) else None,
             why_no_headers=None if shards else missing_weights(files),
             fingerprint=hashlib.sha256(f"{reference.path}@{commit}".encode()).hexdigest(),
@@ -189,7 +193,7 @@ class Hub:
         with _readable(f"{path}/{file}", self.endpoint):
             download(
                 url, build_hf_headers(token=self._token), target,
-                size=count, sha256=None, advance=lambda count: None, offset=start,
+                size=count, checksum=None, advance=lambda count: None, offset=start,
             )  # fmt: skip
 
     def _fetch(self, checkpoint: Checkpoint, file: str, target: Path, advance: Callable[[int], None]) -> None:
@@ -198,7 +202,7 @@ class Hub:
         from huggingface_hub.utils._headers import build_hf_headers
 
         path, _, commit = checkpoint.key.rpartition("@")
-        size, sha256 = checkpoint.files.get(file, 0), checkpoint.sha256.get(file)
+        size, checksum = checkpoint.files.get(file, 0), checkpoint.sha256.get(file) or checkpoint.blob_ids.get(file)
         cached = try_to_load_from_cache(path, file, revision=commit)
         if not target.is_file() and isinstance(cached, str) and Path(cached).stat().st_size == size:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,13 +210,16 @@ class Hub:
                 target.symlink_to(Path(cached).resolve())
         url = self._url(path, commit, file)
         with _readable(f"{path}/{file}", self.endpoint):
-            download(url, build_hf_headers(token=self._token), target, size=size, sha256=sha256, advance=advance)
+            download(url, build_hf_headers(token=self._token), target, size=size, checksum=checksum, advance=advance)
 
-    def _small_file(self, path: str, commit: str, file: str, files: dict[str, int]) -> bytes:
-        """A JSON file."""
+    def _small_file(self, path: str, commit: str, file: str, files: dict[str, int], blob_ids: dict[str, str]) -> bytes:
+        """A JSON file, as the Hub has it."""
         if files[file] > MAX_JSON:
             raise SourceError(f"{path}/{file}: larger than any {file} we read ({files[file]} bytes)")
-        return self._get(path, commit, file, {})[1]
+        data = self._get(path, commit, file, {})[1]
+        if blob_ids.get(file, known := blob_id(data)) != known:
+            raise SourceError(f"{path}/{file}: what came is not the file on the Hub (checksum); try again")
+        return data
 
     def _headers(
         self, reference: ModelReference, commit: str, shards: list[str], files: dict[str, int]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.errors import DestinationError
+from merge.files import blob_id
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -33,6 +34,4 @@ def read_small(api: HfApi, repo: str, name: str, revision: str | None = None) ->
 
 def has_checksum(data: bytes, checksum: str) -> bool:
     """Whether these bytes have the checksum that the Hub tells: SHA-256 of a large file, git's blob id of another."""
-    if len(checksum) == 64:
-        return hashlib.sha256(data).hexdigest() == checksum
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == checksum
+    return (hashlib.sha256(data).hexdigest() if len(checksum) == 64 else blob_id(data)) == checksum

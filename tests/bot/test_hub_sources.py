@@ -260,6 +260,20 @@ def test_a_file_of_another_size_in_the_cache_is_fetched_again(
     assert target.read_bytes() == weights_of(hub)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_small_file_in_which_a_bit_flipped_is_not_used(
+    name: str, hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, release={"quants": []})
+    hub.faults = lambda number, request: Fault(damage="answer") if request.url.path.endswith(f"/{name}") else None
+    command = ["merge", str(path), str(tmp_path / "out")]
+    assert main(command) == 4
+    said = capsys.readouterr()
+    assert name in said.out + said.err and "is not the file on the Hub (checksum)" in said.out + said.err
+    hub.faults = None
+    assert main(command) == 0
+
+
 def test_a_hub_that_stays_down_ends_a_download_with_one_sentence(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
