@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from merge.errors import RecipeError
 from merge.findings import AliasUsed, DuplicateKey, Finding, NotText, NotYaml, TagUsed, TooDeep, TooLarge
@@ -64,7 +65,7 @@ def _load(raw: bytes) -> Document:
         node = _compose(text)
         lines: dict[Path, int] = {}
         written: dict[Path, str] = {}
-        value = None if node is None else _build(node, (), lines, written)
+        value = None if node is None else _build(node, (), lines, written, SafeConstructor())
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _Refused(NotText(line, problem=f"character U+{int(error.character):04X} is not allowed")) from None
@@ -115,7 +116,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _build(node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Path, str]) -> Any:
+def _build(
+    node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Path, str], scalars: SafeConstructor
+) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     match node:
         case yaml.MappingNode():
@@ -130,14 +133,14 @@ def _build(node: yaml.Node, path: Path, lines: dict[Path, int], written: dict[Pa
                 if key in result:
                     raise _Refused(DuplicateKey(line, key=key, first=lines[(*path, key)]))
                 lines[(*path, key)] = line
-                result[key] = _build(value_node, (*path, key), lines, written)
+                result[key] = _build(value_node, (*path, key), lines, written, scalars)
             return result
         case yaml.SequenceNode():
-            return [_build(item, (*path, index), lines, written) for index, item in enumerate(node.value)]
+            return [_build(item, (*path, index), lines, written, scalars) for index, item in enumerate(node.value)]
         case _:
             written[path] = node.value
             try:
-                value = yaml.SafeLoader("").construct_object(node)
+                value = scalars.construct_object(node)
                 # No number of a recipe needs more; Python refuses to write out one of thousands of digits.
                 if isinstance(value, int) and value.bit_length() > MAX_BITS:
                     raise ValueError

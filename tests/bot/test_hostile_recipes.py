@@ -29,7 +29,7 @@ ONE = """
 import json, resource, sys, time
 from pathlib import Path
 import huggingface_hub.utils._http
-from bot.changes import ADDED, Change, is_recipe, read_recipe
+from bot.changes import ADDED, Change, read_if_recipe, read_recipe
 from bot.github.comment import preview_comment
 from bot.previews import preview_changes
 from merge.hub import Hub
@@ -41,8 +41,11 @@ for path in sorted(folder.iterdir()):
     if pid == 0:
         started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         raw = path.read_bytes()[:256 * 1024 + 1]
-        said = is_recipe(raw)
-        file = read_recipe(raw, f"recipes/{path.name}", folder)
+        file = read_if_recipe(raw, f"recipes/{path.name}", folder)
+        said = file is not None
+        if not said:  # it is not looked at any further; here it is, as if someone had named it
+            started = time.process_time()
+            file = read_recipe(raw, f"recipes/{path.name}", folder)
         change = Change(file.path, ADDED, "the recipe is new", file)
         sources = lambda path: Sources(folder, hub=hub, allow_local=False)
         wall = time.monotonic()
