@@ -14,13 +14,13 @@ from quants.metadata import ModelInfo
 from tests.quants.cases import write_imatrix
 from tests.quants.tiny import PIECES, config, write_model
 
-# OpenLLaMA-3B with 16 experts (Raiden-16x3.43B): 3200 and 8640 divide by 32, not by 256. Llama-2-7B with 2 (Xwin-Pygmalion):
-# 4096 and 11008, as many heads of keys as of queries.
+# OpenLLaMA-3B with 16 experts (Raiden-16x3.43B), a tenth of its hidden size 3200, MLP 8640 and 32 heads of 100: they divide by 32,
+# not by 256. Llama-2-7B with 2 (Xwin-Pygmalion), a sixteenth of 4096 and 11008 and 32 heads of 128, as many of keys as of queries.
 SHAPES: dict[str, dict[str, Any]] = {
     "OpenLLaMA-3B, 16 experts": {"hidden_size": 320, "intermediate_size": 864, "num_local_experts": 16}
-    | {"num_attention_heads": 10, "num_key_value_heads": 10},
+    | {"num_attention_heads": 32, "num_key_value_heads": 32},
     "Llama-2-7B, 2 experts": {"hidden_size": 256, "intermediate_size": 688, "num_local_experts": 2}
-    | {"num_attention_heads": 8, "num_key_value_heads": 8},
+    | {"num_attention_heads": 32, "num_key_value_heads": 32},
 }
 EVERY_DAY = ("Q8_0", "Q4_K_M")
 
