@@ -138,7 +138,9 @@ def _held_out_residuals(
         for fits in torch.arange(len(shrink), device=rows.device).chunk(parts):
             hat = (u[rows] * shrink[fits, None]) @ u[rows].T  # (c, n_g, n_g)
             place = fits[:, None], rows
-            out[place] = torch.linalg.solve(torch.eye(len(rows)).to(hat) - hat, residuals[place])
+            # Positive definite, since each shrink is below 1.
+            factor = torch.linalg.cholesky(torch.eye(len(rows)).to(hat) - hat)
+            out[place] = torch.cholesky_solve(residuals[place], factor)
     return out
 
 
