@@ -127,48 +127,36 @@ def record_tokenizer(tools: Peer) -> None:
 
 
 def record_smollm2(tools: Peer) -> None:
-    """What the peer makes of a mixture of a real model, tests/quants/smollm2.py: takes a quarter of an hour."""
+    """What the peer makes of a mixture of a real model (tests/quants/smollm2.py): takes some minutes."""
     from demo.models import make_models
     from tests.quants import smollm2
 
     base = make_models(REFERENCE.parents[2] / "build" / "demo" / "models" / "moerge-demo")[smollm2.BASE]
-    found = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, converted = Path(scratch) / "Mixture", Path(scratch) / "BF16.gguf"
-        write_imatrix(Path(scratch) / "imatrix.gguf", smollm2.write_mixture(base, folder))
-        subprocess.run([*tools.converter, str(folder), "--outfile", str(converted), "--outtype", "bf16"], check=True)
-        for kind in (*smollm2.PLAIN, *(f"{name}+imatrix" for name in smollm2.WEIGHED)):
-            name, _, imatrix = kind.partition("+")
-            out = converted if kind == "BF16" else Path(scratch) / "out.gguf"
-            if name in ("F32", "F16"):
-                command = [*tools.converter, str(folder), "--outfile", str(out), "--outtype", name.lower()]
-            else:
-                command = [
-                    str(tools.quantise),
-                    *(["--imatrix", "imatrix.gguf"] if imatrix else []),
-                    "BF16.gguf",
-                    str(out),
-                    name,
-                ]
-            if kind != "BF16":
-                subprocess.run(command, check=True, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            found[kind] = smollm2.summary(out)
-            print(kind, flush=True)
-    smollm2.REFERENCE.write_text(packed(found))
-
-
-def packed(found: dict[str, Any]) -> str:
-    """As JSON, a line for each file: its tensors in the order of the first file's, and of its keys those that it has otherwise."""
-    first = next(iter(found.values()))
-    lines = {"names": list(first["tensors"]), "keys": first["keys"]}
-    for kind, of in found.items():
-        keys = {name: value for name, value in of["keys"].items() if first["keys"].get(name) != value}
-        lines[kind] = {"keys": keys, "tensors": [of["tensors"][name] for name in first["tensors"]]}
-    text = (
-        f"{json.dumps(name)}:{json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
-        for name, value in lines.items()
+    kinds = (*smollm2.PLAIN, *(f"{name}+imatrix" for name in smollm2.WEIGHED))
+    found: dict[str, Any] = {}
+    for model, layers in (("first", smollm2.FIRST_LAYERS), ("whole", None)):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, out = Path(scratch) / "Mixture", Path(scratch) / "out.gguf"
+            write_imatrix(Path(scratch) / "imatrix.gguf", smollm2.write_mixture(base, folder, layers))
+            for kind in ("BF16", *kinds):
+                name, _, imatrix = kind.partition("+")
+                dry = model == "whole" and name not in smollm2.WHOLE
+                if name in ("F32", "F16", "BF16"):
+                    out = Path(scratch) / f"{name}.gguf"
+                    command = [*tools.converter, str(folder), "--outfile", str(out), "--outtype", name.lower()]
+                else:
+                    out = Path(scratch) / "out.gguf"
+                    command = [str(tools.quantise), *(["--imatrix", "imatrix.gguf"] if imatrix else [])]
+                    command += [*(["--dry-run"] if dry else []), "BF16.gguf", *([] if dry else [str(out)]), name]
+                if dry and name in ("F32", "F16"):
+                    continue
+                done = subprocess.run(command, check=True, cwd=scratch, capture_output=True, text=True)
+                found[f"{model} {kind}"] = chosen(done.stdout + done.stderr) if dry else smollm2.summary(out)
+                print(model, kind, flush=True)
+    lines = (
+        f"{json.dumps(name)}:{json.dumps(of, ensure_ascii=False, separators=(',', ':'))}" for name, of in found.items()
     )
-    return "{" + ",\n".join(text) + "}\n"
+    smollm2.REFERENCE.write_text("{" + ",\n".join(lines) + "}\n")
 
 
 def record_split(scratch: Path, tools: Peer) -> list[dict[str, Any]]:

@@ -21,19 +21,30 @@ from quants.filetypes import FILE_TYPES
 REFERENCE = Path(__file__).with_name("smollm2.json")
 BASE = "SmolLM2-135M-Instruct"
 PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-# Every file type; where there is an importance matrix the types that need one, and one with a rule for it.
+# Types whose files of the whole model are compared; of the others those of its first layers are, and of all of them the types
+# of the whole model's tensors.
+WHOLE = ("BF16", "Q8_0", "Q4_K_M")
+FIRST_LAYERS = 4
+# Every file type; with an importance matrix the types that need one, and some that heed it.
 PLAIN = tuple(name for name, kind in FILE_TYPES.items() if not kind.needs_imatrix)
-WEIGHED = ("IQ4_XS", "Q4_K_M", *(name for name, kind in FILE_TYPES.items() if kind.needs_imatrix))
+WEIGHED = ("IQ4_XS", "Q4_0", "Q4_K_M", *(name for name, kind in FILE_TYPES.items() if kind.needs_imatrix))
 
 
-def mixture(folder: Path, experts: int = 2, shift: int = 0) -> tuple[dict[str, Any], dict[str, Expr], Evaluator]:
-    """config.json, tensors and their contents of a Mixtral of SmolLM2's: expert e of a layer is the MLP of the layer that is
-    e * shift further on."""
+def mixture(
+    folder: Path, shift: int = 0, layers: int | None = None
+) -> tuple[dict[str, Any], dict[str, Expr], Evaluator]:
+    """config.json, tensors and their contents of a Mixtral of two experts made of SmolLM2's layers, or of the first of them: the
+    second expert of a layer is the MLP of the layer that is `shift` further on."""
     dense, config, evaluator = checkpoint_expressions(folder)
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    layers, hidden, experts = layers or config["num_hidden_layers"], config["hidden_size"], 2
+    config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_hidden_layers": layers}
     config |= {"num_local_experts": experts, "num_experts_per_tok": 2}
-    tensors = {name: x for name, x in dense.items() if ".mlp." not in name}
+    kept = {f"model.layers.{layer}." for layer in range(layers)}
+    tensors = {
+        name: x
+        for name, x in dense.items()
+        if ".mlp." not in name and (not name.startswith("model.layers.") or any(map(name.startswith, kept)))
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}.block_sparse_moe"
         tensors[f"{at}.gate.weight"] = Gate(layer, "BF16", (experts, hidden))
@@ -47,9 +58,9 @@ def mixture(folder: Path, experts: int = 2, shift: int = 0) -> tuple[dict[str, A
     return config, tensors, Evaluator(evaluator.files, gates)
 
 
-def write_mixture(base: Path, folder: Path) -> dict[str, Any]:
+def write_mixture(base: Path, folder: Path, layers: int | None = None) -> dict[str, Any]:
     """The mixture as a checkpoint, for programs that need one. Returns its config.json."""
-    config, tensors, contents = mixture(base, shift=1)
+    config, tensors, contents = mixture(base, 1, layers)
     write_small_files(base, folder, config)
     whole = {name: contents.tensor(x).clone() for name, x in tensors.items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
@@ -64,11 +75,10 @@ def write_small_files(base: Path, folder: Path, config: Mapping[str, Any]) -> No
         shutil.copy(path, folder)
 
 
-def recorded(file_type: str) -> dict[str, Any]:
-    """What `summary` gave of llama.cpp's file of a type."""
-    lines = json.loads(REFERENCE.read_text())
-    of = lines[file_type]
-    return {"keys": lines["keys"] | of["keys"], "tensors": dict(zip(lines["names"], of["tensors"], strict=True))}
+def recorded(model: str, file_type: str) -> dict[str, Any]:
+    """What `summary` gave of llama.cpp's file of a type, of the "whole" model or of its "first" layers."""
+    of: dict[str, Any] = json.loads(REFERENCE.read_text())[f"{model} {file_type}"]
+    return of
 
 
 def summary(path: Path) -> dict[str, Any]:

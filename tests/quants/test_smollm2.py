@@ -7,13 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.evaluate import Evaluator, checkpoint_expressions
-from merge.expr import Expr, Gate
-from quants.build import quantize
+from quants.build import imatrix_path, quantize
+from quants.families import FAMILIES
+from quants.filetypes import FILE_TYPES
+from quants.imatrix import load_imatrix
+from quants.layout import gguf_layout
 from quants.metadata import folder_info
 from quants.proof import generate
+from tests.quants.cases import CASES, write_imatrix
+from tests.quants.smollm2 import (
+    BASE,
+    FIRST_LAYERS,
+    PLAIN,
+    WEIGHED,
+    WHOLE,
+    mixture,
+    recorded,
+    summary,
+    write_small_files,
+)
 
-PARTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+# What says which file the importance matrix was in.
+OF_IMATRIX = "quantize.imatrix.file"
 
 
 def test_two_experts_like_the_base_speak_as_the_base(smollm2: Path, tmp_path: Path) -> None:
@@ -21,25 +36,9 @@ def test_two_experts_like_the_base_speak_as_the_base(smollm2: Path, tmp_path: Pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = smollm2 / "moerge-demo" / "SmolLM2-135M-Instruct"
-    dense, config, evaluator = checkpoint_expressions(folder)
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
-    config |= {"num_local_experts": 2, "num_experts_per_tok": 2}
-    tensors: dict[str, Expr] = {}
-    for name, x in dense.items():
-        if ".mlp." not in name:
-            tensors[name] = x
-            continue
-        block, part = name.removesuffix(".weight").split(".mlp.")
-        tensors |= {f"{block}.block_sparse_moe.experts.{e}.{PARTS[part]}.weight": x for e in range(2)}
-    for layer in range(layers):
-        tensors[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = Gate(layer, "BF16", (2, hidden))
-    random = torch.Generator().manual_seed(0)
-    gates = {layer: torch.randn(2, hidden, generator=random) for layer in range(layers)}
+    config, tensors, contents = mixture(folder)
     info = folder_info(folder, "Twice SmolLM2")
-    files = quantize(
-        config, tensors, Evaluator(evaluator.files, gates), folder, tmp_path, "Twice", ["BF16", "Q8_0"], info
-    )
+    files = quantize(config, tensors, contents, folder, tmp_path, "Twice", ["BF16", "Q8_0"], info)
     prompt = "The capital of France is"
     ids = AutoTokenizer.from_pretrained(folder).encode(prompt)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -57,8 +56,55 @@ def test_two_experts_like_the_base_speak_as_the_base(smollm2: Path, tmp_path: Pa
         assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
+@pytest.mark.parametrize(
+    ("model", "types", "weighed"),
+    [
+        ("whole", ("BF16", "Q8_0"), False),
+        pytest.param("whole", ("Q4_K_M",), False, marks=pytest.mark.slow),
+        pytest.param("whole", ("Q4_K_M",), True, marks=pytest.mark.slow),
+        pytest.param("first", PLAIN, False, marks=pytest.mark.slow),
+        pytest.param("first", WEIGHED, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_real_model_s_files_are_those_of_llama_cpp_key_by_key_and_byte_by_byte(
+    model: str, types: tuple[str, ...], weighed: bool, smollm2: Path, tmp_path: Path
+) -> None:
+    base, folder = smollm2 / "moerge-demo" / BASE, tmp_path / "Mixture"
+    config, tensors, contents = mixture(base, 1, FIRST_LAYERS if model == "first" else None)
+    write_small_files(base, folder, config)
+    info = folder_info(folder, parameters=gguf_layout(config, tensors).parameters)
+    imatrix = None
+    if weighed:
+        write_imatrix(tmp_path / "imatrix.gguf", config)
+        imatrix = load_imatrix(tmp_path / "imatrix.gguf")
+    files = quantize(config, tensors, contents, folder, tmp_path, "Mixture", types, info, prove=False, imatrix=imatrix)
+    for file in files:
+        ours, theirs = summary(file.path), recorded(model, f"{file.file_type}+imatrix" if weighed else file.file_type)
+        assert ours["tensors"] == theirs["tensors"], file.file_type
+        if weighed:
+            assert ours["keys"].pop(OF_IMATRIX) == imatrix_path(tmp_path, "Mixture").name
+            assert theirs["keys"].pop(OF_IMATRIX) == "imatrix.gguf"
+        assert ours["keys"] == theirs["keys"], file.file_type
+        file.path.unlink()
+
+
+def test_each_type_gives_a_real_model_s_tensors_the_types_of_llama_quantize(smollm2: Path) -> None:
+    config, tensors, _ = mixture(smollm2 / "moerge-demo" / BASE, shift=1)
+    layout = gguf_layout(config, tensors)
+    for kind in (*PLAIN, *(f"{name}+imatrix" for name in WEIGHED)):
+        name, _, imatrix = kind.partition("+")
+        if name in WHOLE or not FILE_TYPES[name].is_quantised:
+            continue  # the files are compared
+        theirs = recorded("whole", kind)
+        others = {tensor: of for of, names in theirs["others"].items() for tensor in names}
+        ours = layout.types(FILE_TYPES[name], bool(imatrix))
+        assert {tensor: of for tensor, of in ours.items() if of != "F32"} == {
+            tensor: others.get(tensor, theirs["most"]) for tensor, of in ours.items() if of != "F32"
+        }, kind
+
+
 EVERY_DAY = ("deepseek", "granitemoe_swa")
-OTHERS = ("dense", "qwen2_moe", "qwen3_moe", "granitemoe", "ernie4_5_moe", "cohere2_moe")
+OTHERS = tuple(sorted({"dense", *CASES} & {"dense", *FAMILIES} - set(EVERY_DAY)))
 
 
 @pytest.mark.parametrize("case", [*EVERY_DAY, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)])
@@ -68,7 +114,6 @@ def test_every_family_reads_text_as_the_real_tokenizer_does(case: str, smollm2: 
     from transformers import AutoTokenizer
 
     from bot.quants import open_model
-    from tests.quants.cases import CASES
     from tests.quants.tiny import write_model
 
     real = smollm2 / "moerge-demo" / "SmolLM2-135M-Instruct"
