@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from merge import findings as f
 from merge.errors import DestinationError, MoergeError, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from bot.github.client import GitHub
+    from bot.github.client import Comment, GitHub
 
 PREVIEWS = "previews.json"
 # The outputs of a run after which nothing is to be built.
@@ -190,6 +191,8 @@ class Action:
     def _preview(self, chosen: Sequence[Change], changes: Sequence[Change], comparison: Comparison) -> None:
         settings = self.settings
         bugs: list[Exception] = []
+        # Asked for while the Hub is.
+        ours = ThreadPoolExecutor(1).submit(self._our_comment)
         with untrusted():
             previews = preview_changes(chosen, settings.preview_sources, runner=settings.runner, on_bug=bugs.append)
             if settings.strict:
@@ -200,7 +203,7 @@ class Action:
             self._output("previews", settings.shown(_save(previews, settings.out)))
         for bug in bugs:
             say_bug(self.annotations, bug, settings.debug)
-        reported = self._report(previews, changes, comparison)
+        reported = self._report(ours, previews, changes, comparison)
         for preview in previews:
             # The check run has them at their lines: said twice they would stand there twice.
             self._annotate(preview.recipe, preview.findings, silent=reported)
@@ -208,7 +211,22 @@ class Action:
         for section in summary.preview_sections(previews):
             self.summary.add(section)
 
-    def _report(self, previews: Sequence[Preview], changes: Sequence[Change], comparison: Comparison) -> bool:
+    def _our_comment(self) -> Comment | None:
+        """The comment that an earlier run left on the pull request."""
+        number = self.settings.event.pull_request[0]
+        if number is None or self.github is None or not self.settings.comment:
+            return None
+        from bot.github.comment import marker
+
+        return self.github.own_comment(number, marker(self.settings.scope))
+
+    def _report(
+        self,
+        ours: Future[Comment | None],
+        previews: Sequence[Preview],
+        changes: Sequence[Change],
+        comparison: Comparison,
+    ) -> bool:
         """Comment on the pull request and add a check run; whether its findings stand there now."""
         number, head = self.settings.event.pull_request
         if number is None or head is None or self.github is None or not self.settings.comment:
@@ -220,7 +238,15 @@ class Action:
         try:
             run_url = settings.run_url
             said = say_comment(
-                self.github, number, previews, changes, comparison.why, head=head, run_url=run_url, scope=settings.scope
+                self.github,
+                number,
+                ours.result(),
+                previews,
+                changes,
+                comparison.why,
+                head=head,
+                run_url=run_url,
+                scope=settings.scope,
             )
             if said:
                 say_check(self.github, head, previews, self.inside)

@@ -49,7 +49,7 @@ FIRST_RANGE = 64 * 1024
 LAST_RANGE = 64 * 1024
 # Before each storage in a zip file stands a header of its own, padded to 64 bytes.
 ENTRY_RANGE = 512
-REQUESTS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 32
 # How often something is asked for again after a failure that passes: a preview is not to wait for long.
 RETRIES = 2
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bot.changes import UNCHANGED, Change
-from bot.github.client import GitHub
-from bot.github.comment import all_levels, marker, nothing_comment, preview_comment
+from bot.github.client import Comment, GitHub
+from bot.github.comment import all_levels, nothing_comment, preview_comment
 from bot.preview import Preview
 from bot.summary import preview_sections
 from merge import findings as f
@@ -23,6 +23,7 @@ LEVELS = {f.ERROR: "failure", f.WARNING: "warning", f.NOTICE: "notice"}
 def say_comment(
     github: GitHub,
     number: int,
+    known: Comment | None,
     previews: Sequence[Preview],
     changes: Sequence[Change],
     why: str,
@@ -31,11 +32,9 @@ def say_comment(
     run_url: str | None,
     scope: Sequence[str] = (),
 ) -> bool:
-    """Write or edit the comment of a pull request. Where no recipe changed and there is none, nothing is said: False.
-
-    Two requests, or one more for each hundred comments before ours.
+    """Write the comment of a pull request, or edit the `known` one of ours. Where no recipe changed and there is none, nothing is
+    said: False. One request.
     """
-    known = github.own_comment(number, marker(scope))
     changed = [change for change in changes if change.kind != UNCHANGED]
     if changed:
         body = preview_comment(previews, changed, why, head=head, run_url=run_url, scope=scope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Bare:
                 found.append(Entry(os.fsdecode(path), mode, kind, sha, int(size) if size != "-" else None))
         return found
 
+    @lru_cache(maxsize=1024)  # noqa: B019 (as long as the server: a file's id is a hash of it)
     def blob(self, sha: str) -> bytes:
         return self.run("cat-file", "blob", sha)
 
