@@ -134,7 +134,8 @@ class Action:
 
         # Half a second of imports, while GitHub is asked what changed.
         threading.Thread(target=import_for_previews).start()
-        return RemoteRepository(self.github, self.settings.folder, self.settings.inside, self.settings.globs)
+        settings = self.settings
+        return RemoteRepository(self.github, settings.folder, settings.inside, settings.globs, settings.event.commits)
 
     def _tagged(self, tag: str, every: Sequence[Change]) -> list[Change]:
         """The recipe that a pushed tag NAME-vVERSION releases, if it means one."""

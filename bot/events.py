@@ -42,6 +42,12 @@ class Event:
         return number if isinstance(number, int) else None, _at(pull, "head", "sha")
 
     @property
+    def commits(self) -> tuple[str, str]:
+        """The tip of a pull request's base branch, and its newest commit; empty where the event has none."""
+        pull = self.payload.get("pull_request")
+        return _at(pull, "base", "sha") or "", _at(pull, "head", "sha") or ""
+
+    @property
     def tag(self) -> str | None:
         """The tag that was pushed."""
         ref = _at(self.payload, "ref") if self.name == "push" and self.payload.get("deleted") is not True else None
@@ -103,8 +109,7 @@ def _head(event: Event, repository: Commits) -> str:
 
 
 def _pull_request(event: Event, repository: Commits) -> Comparison:
-    base = _at(event.payload, "pull_request", "base", "sha") or ""
-    head = _at(event.payload, "pull_request", "head", "sha") or ""
+    base, head = event.commits
     return _parted(repository, base, head, "the base branch")
 
 

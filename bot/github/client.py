@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import MoergeError
@@ -60,7 +61,7 @@ class Comment:
 
 
 class GitHub:
-    """The repository `name` (owner/name), asked with `token`."""
+    """The repository `name` (owner/name), asked with `token`. Of one thread: `another` makes the same for another one."""
 
     def __init__(self, name: str, token: str, api: str = API) -> None:
         from github import Auth, Github, GithubRetry
@@ -68,6 +69,7 @@ class GitHub:
         # The library logs what it waits for on its own; people read our sentences.
         logging.getLogger("github").setLevel(logging.ERROR)
         self.name = name
+        self.another: Callable[[], GitHub] = partial(GitHub, name, token, api)
         self.client = Github(
             auth=Auth.Token(token),
             base_url=api.rstrip("/"),

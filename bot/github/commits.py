@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bot.git import FILE_MODES, Blob
@@ -23,12 +24,14 @@ class RemoteRepository:
     """The repository behind `github`. Paths are relative to the folder `inside` it.
 
     `folder` stands for where a checkout would be; nothing is there. `globs` say which folders are looked into where a tree
-    is too large to be told in one answer.
+    is too large to be told in one answer. The trees of the `expected` commits are asked for at once.
     """
 
     is_shallow = False
 
-    def __init__(self, github: GitHub, folder: Path, inside: str, globs: Sequence[str]) -> None:
+    def __init__(
+        self, github: GitHub, folder: Path, inside: str, globs: Sequence[str], expected: Iterable[str] = ()
+    ) -> None:
         self.folder = folder
         self._github = github
         self._inside = "" if inside in ("", ".") else f"{inside.strip('/')}/"
@@ -36,6 +39,10 @@ class RemoteRepository:
         # By commit: every entry of its tree by path from the top.
         self._trees: dict[str, dict[str, TreeEntry]] = {}
         self._read: dict[str, bytes] = {}
+        pool = ThreadPoolExecutor(2)
+        self._expected = {
+            commit: pool.submit(github.another().tree, commit) for commit in expected if _COMMIT.fullmatch(commit)
+        }
 
     def commit(self, name: str) -> str | None:
         """The id of a commit that is known already, or of origin's branch."""
@@ -46,7 +53,8 @@ class RemoteRepository:
     def fetch(self, commit: str) -> bool:
         """Whether there is such a commit: its tree is read."""
         if commit not in self._trees and _COMMIT.fullmatch(commit) and set(commit) != {"0"}:
-            found = self._github.tree(commit)
+            expected = self._expected.pop(commit, None)
+            found = expected.result() if expected else self._github.tree(commit)
             if found is not None:
                 entries, whole = found
                 self._trees[commit] = {entry.path: entry for entry in (entries if whole else self._walk(commit, ""))}
