@@ -3,7 +3,7 @@
     python -m benchmarks.preview_many
 
 The whole job of a pull request from a fork, as the container runs it, against a local GitHub and an embedded Hub, each a
-process of its own whose every answer waits 50 ms. All 250 sources are different models of two shards with an index and the 291 tensors of a 7B
+process of its own; every answer of the Hub waits 50 ms, in the last row GitHub's too. All 250 sources are different models of two shards with an index and the 291 tensors of a 7B
 model. Cold: an empty cache of headers. Warm: with the cache that the cold run left. Writes its section of
 benchmarks/RESULTS.md. No peer previews a merge; the limits are the waits themselves: three a source one after the other where all
 sources are asked at once, and one where they are known.
@@ -28,6 +28,7 @@ from benchmarks.gates_vs_mergekit import ROOT, machine, put_section, today
 
 RECIPES, SOURCES, DELAY, RUNS = 50, 5, 0.05, 3
 NAME = "me/recipes"
+FAR = "warm, and GitHub as far away"
 
 
 def tiny_llama(folder: Path) -> None:
@@ -104,8 +105,8 @@ def serve_github(root: Path, model: Path, pipe: Connection) -> None:
         pull = person.get_repo(NAME).create_pull(base="main", head="stranger:feature", title="Many", body="").number
         token = server.workflow_token(NAME, {"contents": "read", "pull_requests": "write", "checks": "write"})
         pipe.send((server.url, token, server.pull_request_event(NAME, pull)))
-        server.faults = lambda number, request: Fault(stall=DELAY)
-        while pipe.recv() != "stop":
+        while (word := pipe.recv()) != "stop":
+            server.faults = (lambda number, request: Fault(stall=DELAY)) if word == "slow" else None
             pipe.send(len(server.log.all()))
             server.log.clear()
             server.repository(NAME).issues[pull].comments.clear()
@@ -134,20 +135,21 @@ def measure(work: Path) -> None:
     upload(endpoint, hub_token, work / "model")
     (work / "event.json").write_text(json.dumps(event))
     ask(hub_pipe, "slow")
-    taken: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": []}
+    taken: dict[str, list[tuple[float, float]]] = {"cold": [], "warm": [], FAR: []}
     asked: dict[str, tuple[int, int]] = {}
     for _ in range(RUNS):
         shutil.rmtree(work / "runner", ignore_errors=True)
         for kind in taken:
+            ask(github_pipe, "slow" if kind == FAR else "quick")
             taken[kind].append(job(work, url, token, endpoint))
-            asked[kind] = ask(hub_pipe, "slow"), ask(github_pipe, "count")
+            asked[kind] = ask(hub_pipe, "slow"), ask(github_pipe, "quick")
     for pipe in (hub_pipe, github_pipe):
         pipe.send("stop")
     heading = "## Preview of a large pull request"
     lines = [
         heading, "",
         (f"`python -m benchmarks.preview_many`, {today()}, {machine()}; {RECIPES} recipes of {SOURCES} sources, all {RECIPES * SOURCES} "
-        f"different, {DELAY * 1000:.0f} ms before every answer of the Hub and of GitHub; {RUNS} runs in turn, the whole job as a process,"),
+        f"different, {DELAY * 1000:.0f} ms before every answer of the Hub; {RUNS} runs in turn, the whole job as a process,"),
         f"servers on the same cores; load by other work at the start {load:.1f}.", "",
         "| | median, s | slowest, s | of the processor, s | requests to the Hub | to GitHub |", "|---|---|---|---|---|---|",
         *(_row(kind, times, asked[kind]) for kind, times in taken.items()),

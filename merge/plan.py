@@ -94,7 +94,7 @@ class MergePlan:
         routers = [x.xs for x in (tensor.expr for tensor in self.tensors) if isinstance(x, Concat)]
         return {new.layer: kept for kept, new in (xs for xs in routers if len(xs) == 2) if isinstance(new, Gate)}
 
-    @property
+    @cached_property
     def checkpoint_bytes(self) -> int:
         """Bytes of the result's tensors."""
         return sum(nbytes(tensor.expr) for tensor in self.tensors)
@@ -134,7 +134,7 @@ class MergePlan:
         small = {file for source in self.sources.values() for file in source.companions}
         return {key: tuple(file for file in files if file in small) for key, files in self.needed_files.items()}
 
-    @property
+    @cached_property
     def download_bytes(self) -> int:
         """Bytes to fetch from the Hub before the merge; what is on this machine already counts nothing."""
         return sum(read.bytes for read in self.slices.values()) + sum(
