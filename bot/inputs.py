@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMMANDS = ("preview", "plan", "build", "collect", "comment", "reply")
 TOKENS = ("INPUT_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 GITHUB_TOKENS = ("INPUT_GITHUB_TOKEN", "GITHUB_TOKEN")
+# Seconds for which a job believes an earlier one about what a source's branch means. A build asks anew.
+RECENT = 300.0
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -154,7 +156,7 @@ class Settings:
 
     @cached_property
     def _preview_hub(self) -> Hub:
-        return Hub(self.endpoint, self.token, self.cache or header_cache())
+        return Hub(self.endpoint, self.token, self.cache or header_cache(), RECENT if self.cache else 0.0)
 
     @property
     def inside(self) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -39,6 +40,17 @@ class HeaderCache:
             return revision
         commit = (self._load(self._file(path, f"revision {revision or ''}")) or {}).get("commit")
         return commit if isinstance(commit, str) else None
+
+    def is_recent(self, path: str, revision: str | None, seconds: float) -> bool:
+        """Whether the Hub said within so many seconds which commit a revision means."""
+        with suppress(OSError):
+            return 0 <= time.time() - self._file(path, f"revision {revision or ''}").stat().st_mtime < seconds
+        return False
+
+    def confirm(self, path: str, revision: str | None) -> None:
+        """The Hub said once more that a revision means what it meant."""
+        with suppress(OSError):
+            os.utime(self._file(path, f"revision {revision or ''}"))
 
     def get(self, path: str, commit: str, layout: Layout, name: str) -> Checkpoint | None:
         """The checkpoint of a commit under the name a recipe has for it; None where it is not here."""

@@ -58,11 +58,17 @@ class Hub:
     """The Hub as a place to read models from. `endpoint` and `token` as in huggingface_hub; None means its defaults.
 
     One model is asked for once, however many recipes name it. With `cache`, a folder, the headers of a commit are asked for
-    once in all runs. Threads may share it.
+    once in all runs, and which commit a revision means at most every `recent` seconds. Threads may share it.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, cache: Path | None = None) -> None:
-        self._endpoint, self._token, self._folder = endpoint, token, cache
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        cache: Path | None = None,
+        recent: float = 0.0,
+    ) -> None:
+        self._endpoint, self._token, self._folder, self._recent = endpoint, token, cache, recent
         self._opened: dict[tuple[ModelReference, Layout], Future[Checkpoint]] = {}
         self._lock = threading.Lock()
         # Models wait for their files, so the files have threads of their own.
@@ -96,11 +102,14 @@ class Hub:
         """The checkpoint from the cache, if its revision still means the commit that is kept."""
         if self._cache is None:
             return None
-        commit = self._cache.commit(reference.path, reference.revision)
-        if commit is None or (
-            commit != reference.revision and self._info(reference, {"expand": "sha"}).get("sha") != commit
-        ):
+        path, revision = reference.path, reference.revision
+        commit = self._cache.commit(path, revision)
+        if commit is None:
             return None
+        if commit != revision and not self._cache.is_recent(path, revision, self._recent):
+            if self._info(reference, {"expand": "sha"}).get("sha") != commit:
+                return None
+            self._cache.confirm(path, revision)
         return self._cache.get(reference.path, commit, layout, str(reference))
 
     def _info(self, reference: ModelReference, parameters: dict[str, str], kind: Kind = "model") -> dict[str, Any]:

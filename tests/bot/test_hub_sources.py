@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,26 @@ def test_a_build_does_not_use_a_download_in_which_a_bit_flipped(
     assert main(["merge", str(path), str(tmp_path / "merged")]) == 0
     files = (tmp_path / "out/model/model.safetensors", tmp_path / "merged/model.safetensors")
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_a_branch_means_is_asked_again_only_after_a_while(hub: Server, tmp_path: Path) -> None:
+    reference, cache = parse_reference(BASE), tmp_path / "headers"
+    first = Hub(hub.endpoint, cache=cache, recent=300.0).open(reference)
+    hub.log.clear()
+    assert Hub(hub.endpoint, cache=cache, recent=300.0).open(reference) == first
+    assert not hub.log.all()
+    HfApi(endpoint=hub.endpoint, token=hub.token()).upload_file(
+        path_or_fileobj=b"new", path_in_repo="notes.txt", repo_id=BASE
+    )
+    assert Hub(hub.endpoint, cache=cache, recent=300.0).open(reference).commit == first.commit  # as a job may believe
+    newer = Hub(hub.endpoint, cache=cache).open(reference)  # who does not want to
+    assert newer.commit != first.commit
+    for file in cache.rglob("*.json"):
+        os.utime(file, (0, 0))
+    hub.log.clear()
+    for _ in range(2):  # the answer to the first is recent for the second
+        assert Hub(hub.endpoint, cache=cache, recent=300.0).open(reference) == newer
+    assert len(hub.log.all()) == 1
 
 
 def test_a_file_of_another_size_in_the_cache_is_fetched_again(
