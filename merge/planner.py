@@ -16,7 +16,15 @@ from merge.checkpoint import TOKENIZER_FILES, Checkpoint
 from merge.dtypes import TORCH_NAME, WEIGHT_DTYPES, from_config
 from merge.errors import RecipeError
 from merge.expr import elements, reads
-from merge.families import FAMILIES, LEAST_EXPERTS, WINDOW_IN_GGUF, WITHOUT_CLASS, families_for, families_named
+from merge.families import (
+    FAMILIES,
+    LEAST_EXPERTS,
+    NORM_IN_GGUF,
+    WINDOW_IN_GGUF,
+    WITHOUT_CLASS,
+    families_for,
+    families_named,
+)
 from merge.families.dense import DenseModel
 from merge.families.family import GATED_SHARED, NO_SHARED, PLAIN_SHARED, Family, Mixture
 from merge.families.mixture import MoeModel, mixed_config
@@ -350,8 +358,8 @@ class _Planner:
             problem = "its experts are chosen in groups (n_group), to which none can be added"
             self.add(f.BadConfig(line, model=model, problem=problem))
         scaled = self.base.config.get("norm_topk_prob", family.KEYS.defaults.get("norm_topk_prob", family.NORMALISES))
-        has_gguf = family.why_no_gguf(base.dense, mixture) is None
-        if has_gguf and bool(scaled) != family.NORMALISES and mixture.per_token < mixture.experts:
+        fixed = family.NAME not in NORM_IN_GGUF and family.why_no_gguf(base.dense, mixture) is None
+        if fixed and bool(scaled) != family.NORMALISES and mixture.per_token < mixture.experts:
             self.add(f.ReadersDisagree(line, model=model, value=str(bool(scaled)).lower(), family=family.TITLE))
 
     def check_dense_base(self, family: Family, base: DenseModel, mixture: Mixture) -> None:

@@ -40,6 +40,8 @@ FAMILIES: tuple[Family, ...] = (
 
 # Those whose sliding windows llama.cpp has. It runs the others without, as it does Mistral's dense models.
 WINDOW_IN_GGUF = frozenset({granitemoe_swa.NAME, cohere2_moe.NAME})
+# Those whose GGUF says whether the chosen experts' weights are made to sum to one. For the others llama.cpp does as it does.
+NORM_IN_GGUF = frozenset({deepseek_v3.NAME})
 # Where one expert is not enough: the choice among DeepSeek-V3's groups looks at the best two of each.
 LEAST_EXPERTS = {deepseek_v3.NAME: 2}
 # Those that transformers has no class for: nothing of it can run such a model.

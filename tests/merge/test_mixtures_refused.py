@@ -17,7 +17,7 @@ from merge.families.family import Family
 from merge.families.mixture import moe_model
 from merge.families.model_types import MODEL_TYPES
 from tests.dense import planned
-from tests.merge.mixtures import RUN, mixture, recipe, weights
+from tests.merge.mixtures import RUN, dense_models, mixture, recipe, weights
 from tests.merge.test_families import small
 
 
@@ -168,6 +168,14 @@ def test_readers_that_weigh_otherwise_are_warned_of(models: dict[str, Path], tmp
         assert plan.config["norm_topk_prob"] is value
         every = planned(recipe(base, [{"source_model": str(models["qwen2"])}], experts_per_token=4), tmp_path)
         assert "readers-disagree" not in {x.id for x in every.findings}
+
+
+def test_a_family_whose_gguf_says_how_weights_are_scaled_has_no_disagreement(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.NAME == "deepseek_v3")
+    made = mixture(family, dense_models(family, tmp_path), tmp_path)
+    base = with_config(made, tmp_path / "off", norm_topk_prob=False)
+    plan = planned(recipe(base, [{"source_model": str(made), "expert": 1}]), tmp_path)
+    assert "readers-disagree" not in {x.id for x in plan.findings}
 
 
 def test_experts_per_token_are_the_base_s_where_the_recipe_says_nothing(
