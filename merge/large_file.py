@@ -54,7 +54,11 @@ class LargeFile:
 
     def reserve(self, count: int) -> None:
         """Claim the space of a file of `count` bytes."""
+        # Where a file system has no such call the C library writes single bytes, which none takes past the page cache.
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~O_DIRECT)
         os.posix_fallocate(self._descriptor, 0, count)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
 
     def space(self) -> memoryview:
         """Where the next bytes go: some of them, at least one."""

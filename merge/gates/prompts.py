@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -137,7 +138,7 @@ def read_prompts(
     file.
     """
     try:
-        text = raw.decode("utf-8-sig", errors="ignore" if cut else "strict")
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(raw, final=not cut)
         values: list[Any]
         if name.endswith(".jsonl"):
             lines = [line for line in text.split("\n")[: -1 if cut else None] if line.strip()]

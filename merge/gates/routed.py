@@ -19,6 +19,7 @@ from torch import nn
 from merge.errors import SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
+from merge.families.mixture import PER_TOKEN
 from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel, resolve_device
 from merge.gates.added import Rows, with_kept
 from merge.gates.batches import batched, layout_of
@@ -106,7 +107,9 @@ def calibrate_discriminant(
     held = _held_rows(texts.texts, own, layout) if held_out else []
     first: tuple[int, ...] = ()
     if held_out and texts.has_bos:
-        first = first_token_experts(model, [texts.texts[i] for i in own], count, config["num_experts_per_tok"])
+        first = first_token_experts(
+            model, [texts.texts[i] for i in own], count, next(config[key] for key in PER_TOKEN if key in config)
+        )
     run = model.start(batches)
     gates: dict[int, torch.Tensor] = {}
     fits: list[Fit] = []

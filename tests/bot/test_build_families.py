@@ -21,14 +21,14 @@ SHARED: dict[str, Any] = {"residual_scale": 0.1}
     [
         ("qwen2", "qwen2_moe", "hidden", SHARED | {"positive_prompts": ["everything at once"]}),
         ("llama", "deepseek", "hidden", SHARED),
-        ("ernie4_5", "ernie4_5_moe", "hidden", SHARED),
+        ("ernie4_5", "ernie4_5_moe", "discriminant", SHARED),
         ("olmo2", "flex_olmo", "discriminant", None),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("qwen2", "qwen2_moe", "discriminant", SHARED | {"positive_prompts": ["everything at once"]}),
                 ("llama", "deepseek", "random", SHARED),
-                ("hunyuan_v1_dense", "hunyuan_v1_moe", "hidden", SHARED),
+                ("hunyuan_v1_dense", "hunyuan_v1_moe", "discriminant", SHARED),
                 ("granite", "granitemoe", "hidden", None),
                 ("youtu", "deepseek_v3", "hidden", SHARED),
             )
