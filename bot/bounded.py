@@ -61,7 +61,7 @@ def build_bounded(work: Work, max_disk: int, repositories: Mapping[str, Destinat
     check_expansion(work.loaded, plan, prompts, bounded.schedule.peak)
     say(
         f"{plan.name}: {bounded.disk_bytes / 1e9:.2f} GB of disk, {bounded.download / 1e9:.2f} GB to download, "
-        f"{len(bounded.schedule.items)} files one after the other"
+        f"{sum(item.layer is None for item in bounded.schedule.items)} files one after the other"
     )
     if plan.quants:
         say(

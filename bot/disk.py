@@ -154,7 +154,7 @@ def plan_bounded(plan: MergePlan, max_disk: int) -> Bounded:
             if layout is not None
         }
         items = _items(plan, shards, splits)
-        if len(items) > MOST:
+        if sum(item.layer is None for item in items) > MOST:
             break
         needed = bytes_of({key for item in items for key in item.reads}, plan.sources)
         held, passed, download = read(plan, passes_before(plan), max_disk - fixed)

@@ -23,7 +23,7 @@ from bot.publish.patience import patiently
 from bot.publish.repository import found_at
 from bot.publish.tokens import OneToken
 from bot.runners import Runner
-from merge.errors import DestinationError, JobError, UsageError
+from merge.errors import DestinationError, JobError, NothingToDo, UsageError
 from merge.findings import printable
 from merge.progress import say
 from merge.recipe import LoadedRecipe
@@ -41,8 +41,8 @@ cd "$(mktemp -d)"
 printf %s "$MOERGE_FILES" | base64 -d | tar -xz
 code=0
 moerge build "$MOERGE_RECIPE" --out out --publish || code=$?
-[ "$code" != 3 ] || code=0
 echo "$MOERGE_WORD $code"
+[ "$code" != 3 ] || code=0
 exit "$code"
 """
 
@@ -129,7 +129,7 @@ def build_in_job(loaded: LoadedRecipe, runner: Runner, options: JobOptions, out:
             api.cancel_job(job_id=job.id, namespace=namespace)
             raise
         _check(ended, code, runner)
-        return _release(there, loaded, before)
+        return _release(there, loaded, before, code)
 
 
 def _follow(api: HfApi, job: JobInfo, namespace: str, word: str) -> int | None:
@@ -154,7 +154,7 @@ def _check(job: JobInfo | list[JobInfo], code: int | None, runner: Runner) -> No
     """Raise JobError unless the Job did what it was to do."""
     assert not isinstance(job, list)
     said = printable(job.status.message or "")
-    if job.status.stage == "COMPLETED" and not code:
+    if job.status.stage == "COMPLETED" and code in (None, 0, NothingToDo.exit_code):
         return
     if job.status.stage == "CANCELED":
         raise JobError(f"the Job was cancelled on the Hub: {job.url}", JobError.exit_code)
@@ -170,11 +170,13 @@ def _check(job: JobInfo | list[JobInfo], code: int | None, runner: Runner) -> No
     raise JobError(f"the Job ended as {job.status.stage}{f' ({said})' if said else ''}: {job.url}", JobError.exit_code)
 
 
-def _release(there: Destination, loaded: LoadedRecipe, before: str | None) -> JobRelease:
-    """What is on the Hub now, by the lock file of the release; nothing where it is still a pull request there."""
+def _release(there: Destination, loaded: LoadedRecipe, before: str | None, code: int | None) -> JobRelease:
+    """What is on the Hub now, by the lock file of the release; nothing where it is still a pull request there: where the Job
+    published one (`code` 0), and where its word was not heard, if another recipe's release is there."""
     found, repo, recipe = found_at(there), there.repo, loaded.recipe
     url = f"{there.endpoint}/{repo}"
-    if recipe.release.create_pr and (found.lock is None or found.lock.value.get("recipe") != recipe.identity()):
+    another = found.lock is None or found.lock.value.get("recipe") != recipe.identity()
+    if recipe.release.create_pr and (code == 0 or another):
         return JobRelease(repo, url, None, None, {}, True)
     if found.lock is None:
         raise DestinationError(f"{repo}: no {LOCK} in it, after a Job that said it had published")

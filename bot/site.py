@@ -21,7 +21,7 @@ from evals.results import REPORT, Report, read_report
 from evals.scores import Score
 from evals.suites import SUITES, average
 from merge import __version__
-from merge.errors import RecipeError, UsageError
+from merge.errors import DestinationError, RecipeError, UsageError
 from merge.files import write_atomically, writing
 from merge.recipe import LoadedRecipe, load_recipe
 from merge.sources import Sources
@@ -111,7 +111,9 @@ def _release(loaded: LoadedRecipe, places: Places, api: HfApi | None) -> tuple[R
 
         try:
             report = published_report(api, repo)
-        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError, OSError) as error:
+        except (
+            DestinationError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError, OSError,
+        ) as error:  # fmt: skip
             return None, UNKNOWN, f"the Hub did not answer ({type(error).__name__})"
         if report:
             same = report.recipe_identity == loaded.recipe.identity()
