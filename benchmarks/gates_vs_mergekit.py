@@ -165,7 +165,7 @@ def write_section(rows: list[Row], shape: tuple[int, ...], load: float) -> None:
 
 def put_section(heading: str, lines: list[str]) -> None:
     """Put a section into benchmarks/RESULTS.md, in the place of the one of an earlier run."""
-    section = "\n".join(lines) + "\n"
+    section = "\n".join(lines).rstrip("\n") + "\n\n"
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmark results\n\n"
     earlier = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     before = text[: earlier.start()] if earlier else text.rstrip("\n") + "\n\n"

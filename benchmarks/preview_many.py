@@ -79,7 +79,7 @@ def serve_hub(root: Path, pipe: Connection) -> None:
             hub.log.clear()
 
 
-def serve_github(root: Path, model: Path, pipe: Connection) -> None:
+def serve_github(root: Path, pipe: Connection) -> None:
     from demo.github.outer import Fault
     from demo.github.server import running
     from tests.bot.workflow import Recipes, git, hub_recipe
@@ -127,7 +127,7 @@ def measure(work: Path) -> None:
     (hub_pipe, hub_end), (github_pipe, github_end) = Pipe(), Pipe()
     servers = [
         Process(target=serve_hub, args=(work / "hub", hub_end), daemon=True),
-        Process(target=serve_github, args=(work / "github", work / "model", github_end), daemon=True),
+        Process(target=serve_github, args=(work / "github", github_end), daemon=True),
     ]
     for server in servers:
         server.start()

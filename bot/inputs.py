@@ -66,7 +66,7 @@ INPUTS = {
     "strict": Input("Whether a warning fails a preview as an error does: true or false.", "false"),
     "cache": Input(
         "Folder, relative to the workspace, for what models' headers said, to be kept from job to job (actions/cache). "
-        "Commits never change, so a second preview asks the Hub only whether there are new ones."
+        "Commits never change, so a second preview asks the Hub only whether there are new ones, and within five minutes not even that."
     ),
     "out": Input("Folder for previews.json and for builds, relative to the workspace.", "moerge-out"),
     "device": Input("Where forward passes of a build run: auto, cpu or cuda. Without it the recipe decides."),
