@@ -45,9 +45,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def has_checksum(path: Path, checksum: str) -> bool:
-    """Whether a file has the checksum that the Hub tells: SHA-256 of a large file, git's blob id of another."""
-    return (file_sha256(path) if len(checksum) == 64 else blob_id(path.read_bytes())) == checksum
+def has_checksum(content: Path | bytes, checksum: str) -> bool:
+    """Whether a file or its bytes have the checksum that the Hub tells: SHA-256 of a large file, git's blob id of another."""
+    if len(checksum) != 64:
+        return blob_id(content if isinstance(content, bytes) else content.read_bytes()) == checksum
+    return (hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else file_sha256(content)) == checksum
 
 
 def blob_id(data: bytes) -> str:

@@ -14,9 +14,10 @@ from bot.publish.destination import NAMED, Destination, addition_of, not_there, 
 from bot.publish.lock import LOCK, Lock, read_lock
 from bot.publish.patience import patiently, status_of
 from bot.publish.readme import with_kept
-from bot.publish.small_files import has_checksum, read_small
+from bot.publish.small_files import read_small
 from bot.publish.tokens import Tokens
 from merge.errors import DestinationError, UsageError
+from merge.files import has_checksum
 from merge.progress import say
 
 if TYPE_CHECKING:
@@ -322,4 +323,4 @@ def _is(there: str, content: Content, digest: str) -> bool:
         return True
     if isinstance(content, Uploaded) or size_of(content) >= REGULAR:
         return False
-    return has_checksum(content if isinstance(content, bytes) else content.read_bytes(), there)
+    return has_checksum(content, there)

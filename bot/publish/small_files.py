@@ -6,12 +6,11 @@ a bit flipped would stand in the way of every later run.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.errors import DestinationError
-from merge.files import blob_id
+from merge.files import has_checksum
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,14 +23,7 @@ def read_small(api: HfApi, repo: str, name: str, revision: str | None = None) ->
     for tried in range(TRIES):
         path = Path(api.hf_hub_download(repo, name, revision=revision, force_download=tried > 0))
         data = path.read_bytes()
-        told = (
-            path.resolve().name
-        )  # the cache names a file by its ETag, which is the checksum; without links it does not
-        if not path.is_symlink() or has_checksum(data, told):
+        # The cache names a file by its ETag, which is the checksum; without links it does not.
+        if not path.is_symlink() or has_checksum(data, path.resolve().name):
             return data
     raise DestinationError(f"{repo}/{name}: what was downloaded is not the file on the Hub (checksum); try again")
-
-
-def has_checksum(data: bytes, checksum: str) -> bool:
-    """Whether these bytes have the checksum that the Hub tells: SHA-256 of a large file, git's blob id of another."""
-    return (hashlib.sha256(data).hexdigest() if len(checksum) == 64 else blob_id(data)) == checksum
