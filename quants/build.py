@@ -126,13 +126,6 @@ def imatrix_path(out_dir: Path, name: str) -> Path:
     return out_dir / f"{name}-imatrix.gguf"
 
 
-def raise_failures(files: Sequence[QuantFile]) -> None:
-    """Raises ProofError where one of the files could not be proven."""
-    for file in files:
-        if file.failure:
-            raise ProofError(file.failure)
-
-
 def embedding_rows(layout: Layout) -> int:
     """Rows of the token embedding: the number of tokens that a GGUF's vocabulary must have."""
     return layout.shapes["token_embd.weight"][0]
