@@ -17,7 +17,8 @@ from typing import Any
 from merge.errors import DestinationError, ProofError
 from merge.memory import available_memory
 from quants.layout import Layout
-from quants.structure import TWIN_LAYERS, check, write_twin
+from quants.split import twin_layers
+from quants.structure import check, write_twin
 
 PROMPT = "The capital of France is"
 TOKENS = 16
@@ -69,8 +70,7 @@ def prove(
     check(paths, layout, types)
     twin = paths[0].with_name(f".{paths[0].name}.twin")
     try:
-        layers = min(first_layers + TWIN_LAYERS, layout.model.layers)
-        write_twin(paths, twin, layout.architecture, metadata, layers)
+        write_twin(paths, twin, layout.architecture, metadata, twin_layers(layout, first_layers))
         return Proof("structural", generate(twin, threads=threads))
     except OSError as error:
         raise DestinationError(f"{twin}: cannot be written ({error.strerror or error})") from None

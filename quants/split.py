@@ -48,7 +48,12 @@ class SplitFile:
 
     def twin_layers(self, first_layers: int) -> int:
         """Layers of the twin."""
-        return min(first_layers + TWIN_LAYERS, self.layout.model.layers)
+        return twin_layers(self.layout, first_layers)
+
+
+def twin_layers(layout: Layout, first_layers: int) -> int:
+    """Layers of a model's twin, where the first `first_layers` have no experts."""
+    return min(first_layers + TWIN_LAYERS, layout.model.layers)
 
 
 def shards(layout: Layout, types: Mapping[str, str], max_bytes: int | None) -> list[list[GgufTensor]]:

@@ -18,7 +18,6 @@ from quants.filetypes import TENSOR_TYPES, padded, tensor_bytes
 from quants.kernels import is_valid
 from quants.layout import Layout
 from quants.mixtures import layer_of
-from quants.split import TWIN_LAYERS as TWIN_LAYERS
 
 # Bytes of blocks looked at in one call.
 _PIECE = 64 << 20
