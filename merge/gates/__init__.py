@@ -9,17 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merge.gates.mergekit import MODES, base_files, calibrate
+    from merge.gates.mergekit import base_files, calibrate
     from merge.gates.prompts import ExpertPrompts, PromptError, load_tokenizer
     from merge.gates.random import random_gates
-    from merge.gates.report import MAX_CONDITION, LayerReport, gate_report
-    from merge.gates.store import gates_key, gates_path, load_gates, read_gates, save_gates, write_gates
+    from merge.gates.report import gate_report
+    from merge.gates.store import gates_key, gates_path, load_gates, read_gates, save_gates
 
 __all__ = [
-    "MAX_CONDITION",
-    "MODES",
     "ExpertPrompts",
-    "LayerReport",
     "PromptError",
     "base_files",
     "calibrate",
@@ -31,19 +28,15 @@ __all__ = [
     "random_gates",
     "read_gates",
     "save_gates",
-    "write_gates",
 ]
 
 # The module of this package that each name lives in.
 _HOMES = {
-    "MODES": "mergekit",
     "base_files": "mergekit",
     "calibrate": "mergekit",
     "ExpertPrompts": "prompts",
     "PromptError": "prompts",
     "load_tokenizer": "prompts",
-    "MAX_CONDITION": "report",
-    "LayerReport": "report",
     "gate_report": "report",
     "random_gates": "random",
     "gates_key": "store",
@@ -51,7 +44,6 @@ _HOMES = {
     "load_gates": "store",
     "read_gates": "store",
     "save_gates": "store",
-    "write_gates": "store",
 }
 
 
