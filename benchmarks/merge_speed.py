@@ -132,7 +132,6 @@ def casts(work: Path, rounds: int) -> list[str]:
     models = [make_model(work / f"w{n}", WIDE, seed=n) for n in range(2)]
     cast = recipe(work / "cast.yaml", models, "random")
     inputs = [str(model) for model in models]
-    (work / "out").mkdir(exist_ok=True)
     commands = {
         "`moerge merge`": ours(cast, work / "out"),
         "`cp -r --reflink=never` of the inputs": ["cp", "-r", "--reflink=never", *inputs, str(work / "out")],

@@ -321,7 +321,6 @@ def run_kinds(stage: Stage, every: int = 1, kinds: tuple[Kind, ...] = KINDS) -> 
 
 def run_kills(stage: Stage, kills: int) -> Count:
     """Kills at random moments of a publication."""
-    started = time.monotonic()
     run_kill(stage, 60.0)  # the fork server starts
     started = time.monotonic()
     _, alive = run_kill(stage, 60.0)
