@@ -20,7 +20,8 @@ from merge.source_files import open_files
 from merge.sources import Sources
 from tests.dense import recipe_text, save_dense
 from tests.merge.test_adapters import save_adapter
-from tests.merge.test_pickles import FLAG, as_pickle, touch, zipped
+from tests.merge.test_pickles import as_pickle
+from tests.merge.test_pickles_hostile import FLAG, touch, zipped
 
 SIZES = {"vocab_size": 4096, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2}
 
