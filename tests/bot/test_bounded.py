@@ -33,6 +33,7 @@ from merge.recipe import load_recipe, parse_recipe
 from merge.reference import parse_reference
 from merge.source_files import open_files
 from merge.sources import Sources
+from tests.bot.workflow import put_models
 from tests.dense import recipe_text, save_dense
 from tests.headers import planned
 
@@ -52,10 +53,7 @@ def hub(tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
     monkeypatch.setattr("bot.publish.patience.PAUSE", 0.01)
     with running(tmp_path / "hub") as server:
-        api = HfApi(endpoint=server.endpoint, token=server.token())
-        for number, model in enumerate(models):
-            api.create_repo(f"src/m{number}")
-            api.upload_folder(repo_id=f"src/m{number}", folder_path=model)
+        put_models(server, models, "src")
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         monkeypatch.setenv("HF_TOKEN", server.token())
         yield server

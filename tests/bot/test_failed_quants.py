@@ -14,6 +14,7 @@ from bot.cli import main
 from bot.hub.server import Server, running
 from evals.results import read_report
 from quants import kernels
+from tests.bot.workflow import put_models
 from tests.dense import recipe_text, save_dense
 
 REPO = "me/Tiny-2x1M"
@@ -33,10 +34,7 @@ def hub(tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "text.txt").write_text("the capital of france is paris and many small experts read text " * 20)
     monkeypatch.setattr("evals.quality.TEXT", tmp_path / "text.txt")
     with running(tmp_path / "hub") as server:
-        api = HfApi(endpoint=server.endpoint, token=server.token())
-        for number, model in enumerate(models):
-            api.create_repo(f"src/m{number}")
-            api.upload_folder(repo_id=f"src/m{number}", folder_path=model)
+        put_models(server, models, "src")
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         monkeypatch.setenv("HF_TOKEN", server.token())
         yield server

@@ -22,6 +22,7 @@ from bot.worth import is_measured
 from merge.planner import build_plan
 from merge.recipe import load_recipe
 from merge.sources import Sources
+from tests.bot.workflow import put_models
 from tests.dense import save_dense
 
 LONG = "once upon a time there was a small model "
@@ -105,9 +106,7 @@ def hub(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A Hub with the models and a dataset of texts in several formats, one of them large."""
     with running(tmp_path / "hub") as server:
         api = HfApi(endpoint=server.endpoint, token=server.token())
-        for number, model in enumerate(models):
-            api.create_repo(f"lab/m{number}")
-            api.upload_folder(repo_id=f"lab/m{number}", folder_path=model)
+        put_models(server, models, "lab")
         api.create_repo("lab/texts", repo_type="dataset")
         talk, code = PROMPTS
         rows = "\n".join(json.dumps({"said": text, "id": number}) for number, text in enumerate(talk))

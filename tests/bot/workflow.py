@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,19 @@ def tiny_models(folder: Path, hub: Server | None = None) -> Path:
     """Two models of a few hundred thousand parameters, m0 and m1 in `folder`; on `hub`, where there is one, lab/m0 and lab/m1."""
     from tests.dense import save_dense
 
-    for number in range(2):
-        made = save_dense(
-            folder / f"m{number}", seed=number, hidden_size=256, intermediate_size=256, num_hidden_layers=2
-        )
-        if hub is not None:
-            api = HfApi(endpoint=hub.endpoint, token=hub.token())
-            api.create_repo(f"lab/m{number}")
-            api.upload_folder(repo_id=f"lab/m{number}", folder_path=made)
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+    models = [save_dense(folder / f"m{number}", seed=number, **shape) for number in range(2)]
+    if hub is not None:
+        put_models(hub, models, "lab")
     return folder
+
+
+def put_models(hub: Server, models: Sequence[Path], owner: str) -> None:
+    """The models as owner/m0, owner/m1 … on a Hub."""
+    api = HfApi(endpoint=hub.endpoint, token=hub.token())
+    for number, model in enumerate(models):
+        api.create_repo(f"{owner}/m{number}")
+        api.upload_folder(repo_id=f"{owner}/m{number}", folder_path=model)
 
 
 class Recipes:
