@@ -17,6 +17,7 @@ from evals.scores import TextLoss
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Batch, Progress, StreamedModel
+from merge.gates import load_tokenizer
 
 WINDOW = 256
 # Of a text so many tokens are used; what comes after changes the figure little and costs time.
@@ -26,9 +27,7 @@ MAX_TOKENS = 8192
 def token_ids(folder: Path, texts: Sequence[str], limit: int | None = MAX_TOKENS) -> list[tuple[int, ...]]:
     """The texts in the tokens of the tokenizer in `folder`, the first `limit` of each, special tokens at the beginning as it
     adds them."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     return [tuple(tokenizer.encode(text))[:limit] for text in texts]
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from evals.scores import ModelSample
 from merge.evaluate import TORCH_DTYPES, checkpoint_expressions
 from merge.forward import Batch, Progress, StreamedModel, free_memory, resolve_device
+from merge.gates import load_tokenizer
 
 TOKENS = 48
 TEMPERATURE, TOP_P = 0.7, 0.9
@@ -40,7 +41,7 @@ def write_samples(
     A checkpoint of more than `memory` bytes (what the device has, by default) is streamed layer by layer, which takes a pass
     over all of it for each token. Raises SourceError where the model cannot be run.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     rows = [tokenizer.encode(prompt)[-MAX_PROMPT:] or [tokenizer.bos_token_id or 0] for prompt in prompts]
     place = resolve_device(device)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

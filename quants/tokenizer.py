@@ -8,7 +8,6 @@ for a wrong guess would give a model that reads text wrongly and says nothing.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import re
 import struct
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint import load_json
+from merge.collector import paused_collector
 from merge.errors import SourceError
+from merge.gates import load_tokenizer
 from quants.pre_tokenizers import PRE_TOKENIZERS, PROBE
 
 # llama.cpp's token types, which are SentencePiece's own numbers (sentencepiece_model.proto).
@@ -77,15 +78,11 @@ def read_vocabulary(folder: Path, vocab_size: int, architecture: str = "llama") 
     Rows without a token become `[PADn]`. Raises SourceError where there is no tokenizer, where it is larger than the
     embedding, or of a kind that llama.cpp (or we) do not know.
     """
-    collects = gc.isenabled()
-    gc.disable()  # a vocabulary is objects by the hundred thousand, none of them garbage: a sixth of the time went into looking
     try:
-        return _read(folder, vocab_size, architecture)
+        with paused_collector():
+            return _read(folder, vocab_size, architecture)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SourceError(f"{folder}: the tokenizer's files are not as they should be ({error!r})") from error
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _read(folder: Path, vocab_size: int, architecture: str) -> Vocabulary:
@@ -338,12 +335,7 @@ def _load(folder: Path) -> _Reader:
 
 
 def _load_with_transformers(folder: Path) -> _Reader:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever the file provokes
-        raise SourceError(f"{folder}: its tokenizer does not load ({error})") from None
+    tokenizer = load_tokenizer(folder)
     return _Reader(
         {index: token for token, index in tokenizer.get_vocab().items()},
         tokenizer.added_tokens_decoder,

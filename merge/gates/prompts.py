@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge.collector import paused_collector
 from merge.errors import MoergeError, SourceError
 
 # A longer text is cut into pieces: attention's cost grows with the square of the length, and routing is local.
@@ -67,7 +68,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with paused_collector():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizer's classes raise whatever their parsers raise
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from None
 
