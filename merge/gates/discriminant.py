@@ -15,6 +15,7 @@ A = X (X' D X + lambda m I)^-1 X' D, the residuals of the rows of prompt g, left
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,8 +111,7 @@ def fit_router(
     if pin is not None and bool(pin[0].any()):  # an input of zeros, an untrained BOS for one, goes nowhere
         # With A = X' D X + lambda m I the nearest W' with W' b = z is W + (z - W b) c', c = A^-1 b / (b' A^-1 b).
         b = pin[0].to(x)
-        v = x.T @ u / s2.sqrt()  # (H, r)
-        c = b - v @ ((v.T @ b) * s2 / (s2 + chosen * mean))  # lambda m A^-1 b
+        c = b - x.T @ (u @ ((u.T @ (x @ b)) / (s2 + chosen * mean)))  # lambda m A^-1 b
         c, change = c / (b @ c), _shared_by(pin[1], w @ b) - w @ b  # (H,), (E,)
         w, z = w + change[:, None] * c, z + (x / root @ c)[:, None] * change
     logits = z.float().cpu()
@@ -148,18 +148,18 @@ def _shared_by(experts: Sequence[int], z: torch.Tensor) -> torch.Tensor:
     """The nearest logits to `z` (E,) with which these experts share a token: equal, and at least APART above the others."""
     theirs = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     theirs[list(experts)] = True
-    # By their common value, of which the distance is a convex function.
-    low, high = float(z.min()), float(z.max()) + APART
+    # By their common value, of which the distance is a convex function; in floats, as it is a few numbers, many times.
+    pairs = list(zip(z.tolist(), theirs.tolist(), strict=True))
+    low, high = min(x for x, _ in pairs), max(x for x, _ in pairs) + APART
 
-    def logits(t: float) -> torch.Tensor:
-        return torch.where(theirs, torch.full_like(z, t), z.clamp(max=t - APART))
+    def distance(t: float) -> float:
+        return math.fsum((t - x if mine else max(0.0, x - (t - APART))) ** 2 for x, mine in pairs)
 
     for _ in range(50):
         third = (high - low) / 3
         left, right = low + third, high - third
-        nearer = (logits(left) - z).square().sum() < (logits(right) - z).square().sum()
-        low, high = (low, right) if nearer else (left, high)
-    return logits(low)
+        low, high = (low, right) if distance(left) < distance(right) else (left, high)
+    return torch.where(theirs, torch.full_like(z, low), z.clamp(max=low - APART))
 
 
 def _fit_scales(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -171,7 +171,7 @@ def _fit_scales(z: torch.Tensor, own: torch.Tensor, weight: torch.Tensor) -> tor
     reached = z[:, torch.arange(len(own)), own] @ weight  # the likelihood's slope is this minus the expected logit
     z = z.transpose(1, 2).contiguous()  # (C, E, n): faster by far
     low, high = torch.full_like(reached, SCALES[0]), torch.full_like(reached, SCALES[1])
-    for _ in range(36):  # to a relative error of 1e-9
+    for _ in range(24):  # to a relative error of 1e-6
         middle = (low * high).sqrt()
         p = torch.softmax(middle[:, None, None] * z, 1)
         too_large = ((p * z).sum(1) @ weight > reached) | (p.amax(1) @ weight > MAX_TOP_WEIGHT)
