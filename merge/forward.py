@@ -39,6 +39,7 @@ from merge.evaluate import TORCH_DTYPES, Evaluator
 from merge.expr import Cast, Concat, Expr, Gate, Read, elements
 from merge.memory import all_memory
 from merge.one_expert import one_expert_at_a_time
+from merge.source_files import fill
 
 # What a layer is called with beside the hidden states.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,10 +62,12 @@ FORCED_CONFIG = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids (B, T), int64, and which of them are not padding (B, T), 0 or 1; None means all of them."""
+    """Token ids (B, T), int64; which of them are not padding (B, T), 0 or 1, where None means all of them; and each token's
+    position (B, T), where None means that of its column. Positions that start again, without a mask, start another text."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
 
 
 @dataclass
@@ -183,11 +186,10 @@ class StreamedModel:
         With a `cache` of transformers (for one batch), keys and values are kept in it, and those of earlier runs seen.
         """
         run = Run(hidden=[], calls=[[] for _ in self._layers])
-        # Batches of one shape and one mask are given the same masks and angles: these are kept once.
-        known: dict[tuple[tuple[int, ...], bytes], list[Call]] = {}
+        # Batches of one shape, mask and positions are given the same masks and angles: these are kept once.
+        known: dict[tuple[torch.Size, bytes, bytes], list[Call]] = {}
         for batch in batches:
-            mask = batch.attention_mask
-            layout = (tuple(batch.input_ids.shape), b"" if mask is None else mask.to(torch.int8).numpy().tobytes())
+            layout = (batch.input_ids.shape, _bytes(batch.attention_mask), _bytes(batch.position_ids))
             embedded, calls = self._record(batch, cache)
             calls = known.setdefault(layout, calls)
             run.hidden.append(embedded.cpu())
@@ -251,6 +253,7 @@ class StreamedModel:
                 out = self._backbone(
                     input_ids=places.to(self.device),
                     attention_mask=None if batch.attention_mask is None else batch.attention_mask.to(self.device),
+                    position_ids=None if batch.position_ids is None else batch.position_ids.to(self.device),
                     past_key_values=cache,
                     use_cache=cache is not None,
                 )
@@ -308,6 +311,9 @@ class StreamedModel:
 
     def _copy(self, expr: Expr, place: torch.Tensor) -> None:
         """Evaluate `expr` into `place`, slice by slice."""
+        if isinstance(expr, Read) and TORCH_DTYPES.get(expr.dtype) == place.dtype and place.device.type == "cpu":
+            fill(self._evaluator.files, expr, place.view(-1).view(torch.uint8).numpy().data, 0)
+            return
         start = 0
         for piece in self._evaluator.slices(expr):
             place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
@@ -353,6 +359,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * 0.7)
     return all_memory() // 2
+
+
+def _bytes(x: torch.Tensor | None) -> bytes:
+    return b"" if x is None else x.int().numpy().tobytes()
 
 
 class _Recorder(nn.Module):

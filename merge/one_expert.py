@@ -1,8 +1,8 @@
 """A layer's experts one after the other, for a device whose memory does not hold them all.
 
 Sixteen experts of a 70B base are 22 GB a layer in bfloat16, one of them 1.4 GB. transformers keeps a layer's experts in
-parameters (E, R, C); here the module sees parameters of one expert (1, R, C) and the tokens that go to it, expert by expert,
-so the arithmetic, and the order in which the experts' outputs are added, stay its own.
+parameters (E, R, C); here the module sees parameters of one expert (1, R, C) and the tokens that go to it with a weight
+above 0, expert by expert, so the arithmetic, and the order in which the experts' outputs are added, stay its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def one_expert_at_a_time(
     def forward(hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(hidden)  # (N, H)
         hit = torch.zeros(count, dtype=torch.bool, device=top_k_index.device)
-        hit[top_k_index] = True
+        hit[top_k_index[top_k_weights != 0]] = True
         for expert in hit.nonzero()[:, 0].tolist():
-            token, choice = torch.where(top_k_index == expert)  # (n,)
+            token, choice = torch.where((top_k_index == expert) & (top_k_weights != 0))  # (n,)
             for name, x in place.items():
                 load(name, expert, x)
             made = whole(

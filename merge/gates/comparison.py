@@ -16,7 +16,7 @@ import torch
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import StreamedModel
-from merge.gates.batches import batched, layout_of
+from merge.gates.batches import packed
 from merge.gates.mergekit import HIDDEN_DTYPE
 from merge.gates.prompts import WINDOW, ExpertPrompts, Text, load_tokenizer, tokenize
 from merge.gates.random import random_gates
@@ -83,14 +83,12 @@ def random_peer(layers: int, experts: int, hidden: int, seed: int) -> Peer:
 
 def _last_states(model: StreamedModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """The hidden states entering each layer at each sequence's last token: (N, L, H), float32."""
-    order, batches = batched(ids)
-    layout = layout_of(order, batches)
+    rows = packed(ids)
     found = torch.zeros(len(ids), model.num_layers, model.config.hidden_size)
-    run = model.start(batches)
+    run = model.start(rows.batches)
     for layer in model.layers():
-        for b, hidden in enumerate(run.hidden):  # (B, T, H)
-            for row, i in enumerate(layout.rows[b]):
-                found[i, layer.index] = hidden[row, len(ids[i]) - 1].float()
+        for i, place in enumerate(rows.places):
+            found[i, layer.index] = run.hidden[place.batch][place.row, place.stop - 1].float()
         if layer.index + 1 < model.num_layers:
             layer.advance(run)
     return found

@@ -12,16 +12,14 @@ from collections.abc import Sequence
 import torch
 
 from merge.forward import StreamedModel
-from merge.gates.batches import batched, layout_of
-from merge.gates.held_out import losses, routed
+from merge.gates.batches import packed
+from merge.gates.held_out import losses, routed, sent
 from merge.gates.prompts import Text
 
 # At most so many prompts, one for each expert, and so many tokens of each.
-TEXTS, TOKENS = 8, 64
+TEXTS, TOKENS = 8, 24
 # The trials of many experts run in small batches: they are to take no more memory than the calibration itself.
 TOKENS_PER_BATCH = 512
-# Logit of an expert that a token is not to go to, below that of the others.
-FAR = -100.0
 
 
 def first_token_experts(model: StreamedModel, texts: Sequence[Text], experts: int, per_token: int) -> tuple[int, ...]:
@@ -32,23 +30,18 @@ def first_token_experts(model: StreamedModel, texts: Sequence[Text], experts: in
     chosen = [next(text for text in texts if text.expert == e and text.positive) for e in range(0, experts, step)]
     # Every text once for each expert that its BOS may go to.
     trials = [(first, text.expert, text.ids[:TOKENS]) for first in range(experts) for text in chosen]
-    order, batches = batched([ids for *_, ids in trials], TOKENS_PER_BATCH)
-    layout = layout_of(order, batches)
+    rows = packed([ids for *_, ids in trials], TOKENS_PER_BATCH)
     given = []
-    for rows, width in zip(layout.rows, layout.widths, strict=True):
-        logits = torch.full((len(rows), width, experts), FAR)
-        for row, i in enumerate(rows):
-            first, own, _ = trials[i]
-            logits[row, :, own] = 0
-            logits[row, 0] = FAR
-            logits[row, 0, first] = 0
-        given.append((torch.arange(len(rows) * width), logits.view(-1, experts)))
-    run = model.start(batches)
+    for b, batch in enumerate(rows.batches):
+        sequences = [(trials[i], place.tokens()) for i, place in rows.of_batch(b)]
+        to = [pair for (first, own, _), at in sequences for pair in ((at[:1], first), (at[1:], own))]
+        given.append(sent(batch, experts, to))
+    run = model.start(rows.batches)
     for layer in model.layers():
         ((router, _), *_) = model.gates(layer.index)
         with routed(router, torch.zeros(experts, model.config.hidden_size), given):
             layer.advance(run)
-    found = losses(model, run, [ids for *_, ids in trials], layout)
+    found = losses(model, run, [ids for *_, ids in trials], rows)
     totals = [0.0] * experts
     for (first, _, ids), loss in zip(trials, found, strict=True):
         totals[first] += loss / max(1, len(ids) - 1)

@@ -5,31 +5,18 @@ So a calibration's prompts pass through the merged model as text that the router
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from merge.forward import Run, StreamedModel
+from merge.forward import Batch, Run, StreamedModel
+from merge.gates.batches import Packed
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where token sequences lie in batches: `rows[b]` are the numbers of those in batch b, `widths[b]` is its width."""
-
-    rows: tuple[tuple[int, ...], ...]
-    widths: tuple[int, ...]
-
-    def places(self, b: int, skipped: Sequence[int], lengths: Sequence[int]) -> dict[int, torch.Tensor]:
-        """By sequence of batch b the places (n,) of its tokens from `skipped` to `lengths` among the batch's B*T."""
-        return {
-            i: torch.arange(skipped[i], lengths[i]) + row * self.widths[b]
-            for row, i in enumerate(self.rows[b])
-            if lengths[i] > skipped[i]
-        }
+# Logit of an expert that a token is not to go to: its weight beside one of 0 is 0 in float32.
+FAR = -200.0
 
 
 @contextmanager
@@ -66,14 +53,24 @@ def routed(router: nn.Module, gate: torch.Tensor, given: Sequence[tuple[torch.Te
             weight.copy_(before)
 
 
-def losses(model: StreamedModel, run: Run, ids: Sequence[Sequence[int]], layout: Layout) -> list[float]:
+def sent(batch: Batch, experts: int, tokens: Iterable[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `routed` is given for a batch, so that these of its tokens (n,) go to this expert alone each."""
+    logits = torch.zeros(batch.input_ids.numel(), experts)
+    for places, expert in tokens:
+        logits[places] = FAR
+        logits[places, expert] = 0
+    return torch.arange(len(logits)), logits
+
+
+def losses(model: StreamedModel, run: Run, ids: Sequence[Sequence[int]], packed: Packed) -> list[float]:
     """By token sequence the sum of its tokens' losses, in nats, after the last layer: each token but the first is predicted."""
     found = [0.0] * len(ids)
     for piece in model.logits(run):
-        for row, i in enumerate(layout.rows[piece.batch]):
-            stop = min(piece.start + piece.values.shape[1], len(ids[i]) - 1)
-            if stop > piece.start:
-                wanted = torch.tensor(ids[i][piece.start + 1 : stop + 1], device=piece.values.device)
-                scores = piece.values[row, : stop - piece.start].float()  # (t, V)
-                found[i] += float(nn.functional.cross_entropy(scores, wanted, reduction="sum"))
+        end = piece.start + piece.values.shape[1]
+        for i, place in packed.of_batch(piece.batch):
+            start, stop = max(piece.start, place.start), min(end, place.stop - 1)
+            if stop > start:
+                wanted = torch.tensor(ids[i][start + 1 - place.start : stop + 1 - place.start])
+                scores = piece.values[place.row, start - piece.start : stop - piece.start].float()  # (t, V)
+                found[i] += float(nn.functional.cross_entropy(scores, wanted.to(scores.device), reduction="sum"))
     return found

@@ -7,7 +7,8 @@ would be. The pass streams one layer of weights at a time; the tokens of all pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +21,14 @@ from merge.errors import SourceError
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.families.mixture import PER_TOKEN
-from merge.forward import Batch, Progress, Run, StreamedLayer, StreamedModel, resolve_device
+from merge.forward import Progress, Run, StreamedLayer, StreamedModel, resolve_device
 from merge.gates.added import Rows, with_kept
-from merge.gates.batches import batched, layout_of
+from merge.gates.batches import Packed, packed
 from merge.gates.discriminant import Fit, fit_router, rows_of
 from merge.gates.discriminant import Rows as FitRows
 from merge.gates.figures import LayerFigures
 from merge.gates.first_token import first_token_experts
-from merge.gates.held_out import Layout, routed
+from merge.gates.held_out import routed
 from merge.gates.prompts import ExpertPrompts, Text, Texts, calibration_texts, load_tokenizer
 
 # A router to compare with: its gate (E, H) in a layer, for a text that it must not have been made from.
@@ -100,26 +101,25 @@ def calibrate_discriminant(
     if memory is None and resolve_device(device).type == "cpu":
         memory = 0
     model = StreamedModel(config, tensors, evaluator, device, DTYPE, memory)
-    order, batches = batched([text.ids for text in texts.texts])
-    layout = layout_of(order, batches)
+    in_rows = packed([text.ids for text in texts.texts])
     # The held-out logits of each batch's tokens: their places in the batch, and their rows in a fit.
     held_out = rows.can_hold_out and bool(model.gates(0)) and len(experts) <= hidden and not others
-    held = _held_rows(texts.texts, own, layout) if held_out else []
+    held = _held_rows(texts.texts, own, in_rows) if held_out else []
     first: tuple[int, ...] = ()
     if held_out and texts.has_bos:
         first = first_token_experts(
             model, [texts.texts[i] for i in own], count, next(config[key] for key in PER_TOKEN if key in config)
         )
-    run = model.start(batches)
+    run = model.start(in_rows.batches)
     gates: dict[int, torch.Tensor] = {}
     fits: list[Fit] = []
     compared: dict[str, list[LayerFigures]] = {name: [] for name in peers}
-    for layer in model.layers():
+    for layer in attention_once(model.layers(), len(run.hidden)):
         modules = model.gates(layer.index)
         router = modules[0][0] if modules else None
-        inputs = dict(zip(order, router_inputs(layer, run, batches, router), strict=True))
-        pin = (inputs[own[0]][0], first) if first else None
-        inputs = {i: inputs[i][text.skipped :] for i, text in enumerate(texts.texts)}
+        received = in_rows.split(router_inputs(layer, run, router))
+        pin = (received[own[0]][0], first) if first else None
+        inputs = [x[text.skipped :] for x, text in zip(received, texts.texts, strict=True)]
         x = torch.cat([inputs[i] for i in own])  # (n, H)
         if not torch.isfinite(x).all():
             raise SourceError(
@@ -151,28 +151,50 @@ def calibrate_discriminant(
     return Calibration(gates, tuple(fits), texts, rows.can_hold_out, first, peer_figures)
 
 
-def _held_rows(texts: Sequence[Text], own: Sequence[int], layout: Layout) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _held_rows(texts: Sequence[Text], own: Sequence[int], in_rows: Packed) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """By batch the places of the experts' tokens in it, and which rows of the fit they are."""
-    first: dict[int, int] = {}
+    tokens: list[list[torch.Tensor]] = [[torch.zeros(0, dtype=torch.long)] for _ in in_rows.batches]
+    rows: list[list[torch.Tensor]] = [[torch.zeros(0, dtype=torch.long)] for _ in in_rows.batches]
     count = 0
     for i in own:
-        first[i] = count
+        place = in_rows.places[i]
+        tokens[place.batch].append(place.tokens(texts[i].skipped))
+        rows[place.batch].append(torch.arange(count, count + texts[i].tokens))
         count += texts[i].tokens
-    skipped, lengths = [text.skipped for text in texts], [len(text.ids) for text in texts]
-    found = []
-    for b in range(len(layout.rows)):
-        places = {i: at for i, at in layout.places(b, skipped, lengths).items() if i in first}
-        rows = [torch.arange(first[i], first[i] + len(at)) for i, at in places.items()]
-        none = torch.zeros(0, dtype=torch.long)
-        found.append((torch.cat([none, *places.values()]), torch.cat([none, *rows])))
-    return found
+    return [(torch.cat(at), torch.cat(found)) for at, found in zip(tokens, rows, strict=True)]
 
 
-def router_inputs(
-    layer: StreamedLayer, run: Run, batches: Sequence[Batch], router: nn.Module | None
-) -> list[torch.Tensor]:
-    """What a layer's router (of a dense layer: its MLP) receives, (T, H) for each row of the batches in turn, float32 and
-    without padding."""
+def attention_once(layers: Iterable[StreamedLayer], batches: int) -> Iterator[StreamedLayer]:
+    """The layers, of which each is run twice over so many batches, up to its router and then as a whole: the second time its
+    attention gives what it gave the first time."""
+    for layer in layers:
+        attention: Any = layer.module.get_submodule("self_attn")
+        attention.forward = _Once(attention.forward, batches, layer.device)
+        try:
+            yield layer
+        finally:
+            del attention.forward
+
+
+class _Once:
+    """Computes for each of the batches in turn, and then gives the same again."""
+
+    def __init__(self, compute: Callable[..., tuple[Any, ...]], batches: int, device: torch.device) -> None:
+        self.compute, self.left, self.device = compute, batches, device
+        self.found: deque[tuple[Any, ...]] = deque()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if not self.left:
+            hidden, *others = self.found.popleft()
+            return (hidden.to(self.device), *others)
+        self.left -= 1
+        made = self.compute(*args, **kwargs)
+        self.found.append((made[0].cpu(), *[None] * len(made[1:])))  # the others are weights, which no layer uses
+        return made
+
+
+def router_inputs(layer: StreamedLayer, run: Run, router: nn.Module | None) -> list[torch.Tensor]:
+    """What a layer's router (of a dense layer: its MLP) receives, (B, T, H) for each batch, float32."""
     module: nn.Module = layer.module.get_submodule("mlp") if router is None else router
     seen: list[torch.Tensor] = []
 
@@ -183,14 +205,11 @@ def router_inputs(
     found: list[torch.Tensor] = []
     hook = module.register_forward_pre_hook(catch)
     try:
-        for b, batch in enumerate(batches):
+        for b, hidden in enumerate(run.hidden):
             try:
                 layer.output(run, b)
             except _Reached:
-                x = seen.pop().view(*batch.input_ids.shape, -1)  # (B, T, H)
-                mask = batch.attention_mask
-                lengths = [x.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
-                found += [row[:length].float() for row, length in zip(x, lengths, strict=True)]
+                found.append(seen.pop().view(hidden.shape).float())
     finally:
         hook.remove()
     return found
@@ -211,7 +230,7 @@ def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[
 
 
 def _sigmoid_gate(
-    inputs: Mapping[int, torch.Tensor], fitted: tuple[list[int], FitRows], ridge: float | None
+    inputs: Sequence[torch.Tensor], fitted: tuple[list[int], FitRows], ridge: float | None
 ) -> torch.Tensor:
     """The gate (1, H) whose sigmoid is the share of the shared expert: the difference of the two rows of a softmax."""
     used, rows = fitted

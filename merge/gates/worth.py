@@ -17,8 +17,8 @@ import torch
 from merge.evaluate import Evaluator
 from merge.expr import Expr
 from merge.forward import Progress, StreamedModel
-from merge.gates.batches import batched, layout_of
-from merge.gates.held_out import losses, routed
+from merge.gates.batches import packed
+from merge.gates.held_out import losses, routed, sent
 from merge.gates.prompts import ExpertPrompts, calibration_texts, load_tokenizer
 
 # A model to run: config.json, tensors, and what evaluates them.
@@ -26,8 +26,6 @@ Model: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Expr], Evaluator]
 DTYPE = torch.bfloat16
 # Of each expert's text about so many tokens are read.
 MAX_TOKENS = 2048
-# Logit of the experts that a token is not to go to.
-FAR = -100.0
 
 
 @dataclass(frozen=True)
@@ -85,23 +83,20 @@ def _mean_losses(
 ) -> dict[int, float]:
     """By expert its texts' loss, nats per token; with `experts` of them every token is sent to its text's own."""
     ids = [ids for _, ids in texts]
-    order, batches = batched(ids)
-    layout = layout_of(order, batches)
-    run = model.start(batches)
+    rows = packed(ids)
+    run = model.start(rows.batches)
     for layer in model.layers(progress):
         modules = model.gates(layer.index)
         if experts is None or not modules:
             layer.advance(run)
             continue
-        given = []
-        for rows, width in zip(layout.rows, layout.widths, strict=True):
-            logits = torch.full((len(rows), width, experts), FAR)
-            for row, i in enumerate(rows):
-                logits[row, :, texts[i][0]] = 0
-            given.append((torch.arange(len(rows) * width), logits.view(-1, experts)))
+        given = [
+            sent(batch, experts, [(place.tokens(), texts[i][0]) for i, place in rows.of_batch(b)])
+            for b, batch in enumerate(rows.batches)
+        ]
         with routed(modules[0][0], torch.zeros(experts, model.config.hidden_size), given):
             layer.advance(run)
-    found = losses(model, run, ids, layout)
+    found = losses(model, run, ids, rows)
     return {
         e: sum(x for x, (owner, _) in zip(found, texts, strict=True) if owner == e)
         / sum(len(i) - 1 for owner, i in texts if owner == e)
