@@ -39,7 +39,7 @@ from merge.evaluate import Evaluator, checkpoint_expressions, open_files
 from merge.expr import Expr
 from merge.forward import StreamedModel
 from merge.gates import ExpertPrompts, load_tokenizer, random_gates
-from merge.gates.batches import batched, layout_of
+from merge.gates.batches import packed
 from merge.gates.comparison import hidden_peer, random_peer
 from merge.gates.expansion import expand, with_samples
 from merge.gates.held_out import losses as token_losses
@@ -67,26 +67,38 @@ WORDS = (
     ("reason", "math", "mathematics", "solve", "count"),
 )
 HEADING = "## Routing"
-MODES = ("discriminant", "hidden", "hidden_avg", "random")
+PEER_MODES = ("hidden", "hidden_avg")
+MODES = ("discriminant", *PEER_MODES, "random")
 Gates = Mapping[int, torch.Tensor]
 STARTED = time.perf_counter()
-# Run by the peer's Python: its command line up to the gates, for each recipe in turn.
+# Run by the peer's Python: its command line up to the gates, for each recipe that is named on its standard input. Timed is what
+# our calibration does too: the tokenizer is loaded, the weights are, and the gates are made.
 PEER_RUN = """
-import json, sys, time, torch
+import sys, time, torch
 import mergekit.scripts.moe as moe
 class Done(Exception): pass
-inner = moe.get_gate_params
-for job in json.load(open(sys.argv[1])):
-    def timed(*args, **kwargs):
+seconds = 0
+def timed(function):
+    def run(*args, **kwargs):
+        global seconds
         started = time.perf_counter()
-        gates = inner(*args, **kwargs)
-        torch.save({"gates": gates, "seconds": time.perf_counter() - started}, job["out"])
-        raise Done
-    moe.get_gate_params = timed
+        made = function(*args, **kwargs)
+        seconds += time.perf_counter() - started
+        return made
+    return run
+moe.transformers.AutoTokenizer.from_pretrained = timed(moe.transformers.AutoTokenizer.from_pretrained)
+inner = timed(moe.get_gate_params)
+def keep(*args, **kwargs):
+    gates = inner(*args, **kwargs)
+    torch.save({"gates": gates, "seconds": seconds}, recipe + ".pt")
+    raise Done
+moe.get_gate_params = keep
+for line in sys.stdin:
+    recipe, seconds = line.strip(), 0
     try:
-        moe.main([job["recipe"], job["out"] + ".model", "--device", "cpu"], standalone_mode=False)
+        moe.main([recipe, recipe + ".model", "--device", "cpu"], standalone_mode=False)
     except Done:
-        pass
+        print("made", flush=True)
 """
 
 
@@ -113,32 +125,36 @@ def main() -> int:
         for number in (1, 2, 3)
     }
     jobs["a", 0] = [ExpertPrompts(words) for words in WORDS]
-    peers = {mode: peer_gates(python, mode, jobs, folders) for mode in ("hidden", "hidden_avg")}
-
     tensors, config, evaluator = checkpoint_expressions(base)
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    found: dict[str, dict[tuple[str, int], Gates]] = {
-        mode: {k: g for k, (g, _) in x.items()} for mode, x in peers.items()
-    }
+    found: dict[str, dict[tuple[str, int], Gates]] = {mode: {} for mode in MODES}
     found["random"] = {
         key: {i: torch.from_numpy(g) for i, g in random_gates("random", layers, 4, hidden, key[1]).items()}
         for key in jobs
     }
-    found["discriminant"] = ours = {}
+    ours = found["discriminant"]
     plan, merged = merged_model(folders)
     merged_tensors = {x.name: x.expr for x in plan.tensors}
-    seconds: dict[str, list[float]] = {"alone": [], "compared": []}
+    seconds: dict[str, list[float]] = {what: [] for what in ("alone", "compared", *PEER_MODES)}
     mixtures = {}
     started = time.perf_counter()
     samples = expand(jobs["a", 0], config, tensors, evaluator, base, seed=0, device="cpu")
     expansion = time.perf_counter() - started
     say(f"{len(samples)} texts written in {expansion:.0f} s")
+    peer = Peer(python, folders)
     for key, prompts in jobs.items():
+        for mode in PEER_MODES:  # in turns with ours, so that the machine's slow moments are everybody's
+            found[mode][key], taken = peer.gates(mode, prompts)
+            if key[0] != "a":
+                seconds[mode].append(taken)
         prompts = with_samples(prompts, samples) if key == ("a", 0) else prompts
         if key[0] in "ab":
             ours[key] = calibrate_discriminant(prompts, config, tensors, evaluator, base, "cpu").gates
         if key[0] in "bc":  # on the real mixture
-            for what in seconds:  # the gates alone, and with the routers that the report compares them with
+            for what in (
+                "alone",
+                "compared",
+            ):  # the gates alone, and with the routers that the report compares them with
                 started = time.perf_counter()
                 others = {}
                 if what == "compared":
@@ -147,9 +163,8 @@ def main() -> int:
                 made = calibrate_discriminant(prompts, plan.config, merged_tensors, merged, base, "cpu", peers=others)
                 seconds[what].append(time.perf_counter() - started)
             mixtures[key] = made.gates
-            say(f"{key}: {seconds['alone'][-1]:.1f} s, with the comparison {seconds['compared'][-1]:.1f} s")
-    for mode, made_by in peers.items():
-        seconds[mode] = [s for (group, _), (_, s) in made_by.items() if group != "a"]
+            say(f"{key}, seconds: " + ", ".join(f"{what} {x[-1]:.2f}" for what, x in seconds.items()))
+    peer.close()
 
     routed = {}
     inputs = {group: held_out_inputs(GROUPS[group], base) for group in "ab"}
@@ -192,48 +207,60 @@ def merged_model(folders: Mapping[str, Path]) -> tuple[MergePlan, Evaluator]:
     return plan, Evaluator(open_files(plan.sources))
 
 
-def peer_gates(
-    python: Path, mode: str, jobs: Mapping[tuple[str, int], Sequence[ExpertPrompts]], folders: Mapping[str, Path]
-) -> dict[tuple[str, int], tuple[Gates, float]]:
-    """mergekit's routers, layer -> (E, H), float32, and its seconds for each."""
-    with tempfile.TemporaryDirectory() as work:
-        listed = []
-        for number, (key, prompts) in enumerate(jobs.items()):
-            models = [folders[name] for name in MODELS]  # different models: mergekit refuses four equal ones
-            experts = [
-                {"source_model": str(model), "positive_prompts": list(expert.positive)}
-                for model, expert in zip(models, prompts, strict=True)
-            ]
-            recipe = Path(work) / f"{number}.json"
-            recipe.write_text(
-                json.dumps(
-                    {"base_model": str(folders[BASE]), "gate_mode": mode, "dtype": "bfloat16", "experts": experts}
-                )
-            )
-            listed.append({"recipe": str(recipe), "out": str(Path(work) / f"{number}.pt"), "key": key})
-        (Path(work) / "jobs.json").write_text(json.dumps(listed))
-        subprocess.run([python, "-c", PEER_RUN, Path(work) / "jobs.json"], check=True, capture_output=True)
-        made = [torch.load(job["out"], weights_only=True) for job in listed]
-    return {
-        key: ({layer: gate.float() for layer, gate in enumerate(one["gates"])}, one["seconds"])
-        for key, one in zip(jobs, made, strict=True)
-    }
+class Peer:
+    """mergekit, in a process of its own that stays, as ours does."""
+
+    def __init__(self, python: Path, folders: Mapping[str, Path]) -> None:
+        self.folders, self.count = folders, 0
+        self.work = tempfile.TemporaryDirectory()
+        self.errors = (Path(self.work.name) / "errors").open("w+")
+        command = [python, "-c", PEER_RUN]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+
+    def gates(self, mode: str, prompts: Sequence[ExpertPrompts]) -> tuple[Gates, float]:
+        """Its routers, layer -> (E, H), float32, and its seconds for them."""
+        models = [self.folders[name] for name in MODELS]  # different models: mergekit refuses four equal ones
+        experts = [
+            {"source_model": str(model), "positive_prompts": list(expert.positive)}
+            for model, expert in zip(models, prompts, strict=True)
+        ]
+        made = {"base_model": str(self.folders[BASE]), "gate_mode": mode, "dtype": "bfloat16", "experts": experts}
+        self.count += 1
+        recipe = Path(self.work.name) / f"{self.count}.json"
+        recipe.write_text(json.dumps(made))
+        assert self.process.stdin and self.process.stdout
+        print(recipe, file=self.process.stdin, flush=True)
+        while (line := self.process.stdout.readline()) != "made\n":
+            if not line:
+                self.errors.seek(0)
+                raise RuntimeError(self.errors.read())
+        one = torch.load(f"{recipe}.pt", weights_only=True)
+        return {layer: gate.float() for layer, gate in enumerate(one["gates"])}, one["seconds"]
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+        self.errors.close()
+        self.work.cleanup()
 
 
 def held_out_inputs(domains: Sequence[str], base: Path) -> list[list[torch.Tensor]]:
     """For each layer and domain the router inputs (n, H) of the held-out texts in the dense model."""
     tokenizer = load_tokenizer(base)
     texts = [(i, tokenize(tokenizer, text)) for i, domain in enumerate(domains) for text in corpus(domain)["held-out"]]
-    order, batches = batched([ids for _, ids in texts])
+    in_rows = packed([ids for _, ids in texts])
     tensors, config, evaluator = checkpoint_expressions(base)
     model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
-    run = model.start(batches)
+    run = model.start(in_rows.batches)
     found = []
     for layer in model.layers():
-        rows = router_inputs(layer, run, batches, None)
+        rows = in_rows.split(router_inputs(layer, run, None))
         found.append(
             [
-                torch.cat([x[1:] for i, x in zip(order, rows, strict=True) if texts[i][0] == d])
+                torch.cat([x[1:] for x, (owner, _) in zip(rows, texts, strict=True) if owner == d])
                 for d in range(len(domains))
             ]
         )
@@ -263,10 +290,10 @@ def losses(
     """A model's loss on the held-out texts of each domain, nats per token: of every token but the BOS."""
     tokenizer = load_tokenizer(base)
     texts = [(domain, tokenize(tokenizer, text)) for domain in domains for text in corpus(domain)["held-out"]]
-    order, batches = batched([ids for _, ids in texts])
+    in_rows = packed([ids for _, ids in texts])
     model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
-    run = model.advance(model.start(batches))
-    sums = token_losses(model, run, [ids for _, ids in texts], layout_of(order, batches))
+    run = model.advance(model.start(in_rows.batches))
+    sums = token_losses(model, run, [ids for _, ids in texts], in_rows)
     return {
         domain: sum(x for x, (d, _) in zip(sums, texts, strict=True) if d == domain)
         / sum(len(ids) - 1 for d, ids in texts if d == domain)
@@ -288,7 +315,7 @@ def write(
         for group in "bc"
     }
     alone, compared = (statistics.median(seconds[what]) for what in ("alone", "compared"))
-    times = {mode: statistics.median(seconds[mode]) for mode in ("hidden", "hidden_avg")}
+    times = {mode: statistics.median(seconds[mode]) for mode in PEER_MODES}
     ours = f"{alone:.1f} ({alone / times['hidden']:.1f} x); with the report's comparison {compared:.1f} "
     ours += f"({compared / times['hidden']:.1f} x)"
 
@@ -339,9 +366,10 @@ def write(
         "load: even would be .25. Both on SmolLM2's own router inputs. Perplexity: of the mixture of the demo's four experts, on",
         "a balanced mix of English, Python, French and arithmetic. The dense models alone:",
         f"{dense}.",
-        f"Seconds: medians of {len(seconds['alone'])} calibrations on the mixture, the loading of the model included. The report's",
-        "comparison (the same tokens with mergekit's `hidden` and with a random router) is what `moerge gates` and a build add",
-        f"for the reader; the router does not need it. The expansion of the five words took another {expansion:.0f} s.",
+        f"Seconds: medians of {len(seconds['alone'])} calibrations on the mixture, in turns with the peer's; the loading of tokenizer",
+        "and weights is included in all. The report's comparison (the same tokens with mergekit's `hidden`",
+        "and with a random router) is what `moerge gates` and a build add for the reader; the router does not",
+        f"need it. The expansion of the five words took another {expansion:.0f} s.",
         "",
         "Top-1 by group (a: chat, code, storywriting, math; b: English, Python, French, math):",
         "",
