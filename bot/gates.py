@@ -319,13 +319,13 @@ def routers_of(gates: Path) -> tuple[RouterMeasured, ...]:
             load=tuple(layer.shares for layer in layers),
             entropy=tuple(layer.entropy for layer in layers),
             top_weight=tuple(layer.top_weight for layer in layers),
-            groups=_groups(layers),
+            groups=groups_of(layers),
         )
         for name, layers in named.items()
     )
 
 
-def _groups(layers: Sequence[LayerFigures]) -> tuple[LayerGroup, ...]:
+def groups_of(layers: Sequence[LayerFigures]) -> tuple[LayerGroup, ...]:
     """The first, the middle and the last third of the layers, each with its mean confusion matrix."""
     from evals.results import LayerGroup
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,20 @@ if TYPE_CHECKING:
     from merge.gates.record import Record
     from merge.gates.report import LayerReport
 
-HELP = "calibrate the router and print how well it tells the experts apart; no model is written"
+HELP = (
+    "calibrate the router and print how well it tells the experts apart, with confusion matrices; no model is written"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the gates to this safetensors file")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the figures of held-out prompts as JSON instead: what report.json has under `routers`, a list that is "
+        "empty where none were held out",
+    )
     parser.add_argument(
         "--worth",
         action=argparse.BooleanOptionalAction,
@@ -32,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bot.gates import gate_findings, gates_key_of, make_gates
+    from bot.gates import gate_findings, gates_key_of, make_gates, routers_of
     from bot.preview import plan_recipe
     from bot.worth import is_measured, measured, worth_findings, worth_text
     from merge.errors import SourceError
@@ -77,12 +87,16 @@ def run(args: argparse.Namespace) -> int:
         gates, record = load_gates(path), read_record(path)
         names = [f"{base.name} (its expert {number})" for number in range(plan.kept_experts)]
         names += [expert.source_model for expert in recipe.experts]
-        print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
-        print(record_text(record) if record and not plan.kept_experts else report_text(gate_report(gates), names))
+        if args.json:
+            print(json.dumps([asdict(router) for router in routers_of(path)], indent=2))
+        else:
+            print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
+            print(record_text(record) if record and not plan.kept_experts else report_text(gate_report(gates), names))
         found = list(gate_findings(loaded, plan, path))
         if worth:
             experts = measured(loaded, plan, local, path, device)
-            print(worth_text(experts))
+            if not args.json:
+                print(worth_text(experts))
             found += worth_findings(loaded, plan, experts)
         for finding in found:
             say(finding.located(str(loaded.path)))
@@ -94,29 +108,51 @@ def run(args: argparse.Namespace) -> int:
 
 
 def record_text(record: Record) -> str:
-    """A discriminant's figures as a table."""
+    """A discriminant's figures as tables: by layer, and the confusion matrix of each third of the layers."""
+    from bot.gates import groups_of
+
     count = len(record.layers[0].goes_to)
-    best = "".join(f"  {number + 1:>5}" for number in range(count))
-    lines = [f"{'layer':>5}  {'ridge':>5}  {'right':>6}  {'weight':>6}  best for, by expert (%)", " " * 29 + best]
+    numbers = range(1, count + 1)
+    lines = [
+        f"{'layer':>5}  {'ridge':>5}  {'right':>6}  {'weight':>6}  {'entropy':>7}  best for, by expert (%)",
+        _row(" " * 36, numbers),
+    ]
     for number, layer in enumerate(record.layers):
-        shares = "".join(f"  {100 * share:>5.1f}" for share in layer.shares)
-        lines.append(
-            f"{number:>5}  {layer.ridge:>5g}  {100 * layer.accuracy:>5.1f}%  {layer.top_weight:>6.2f}" + shares
-        )
-    accuracy = 100 * sum(layer.accuracy for layer in record.layers) / len(record.layers)
-    of = (
-        "of held-out prompts' tokens"
-        if record.held_out
-        else "of the tokens it was fitted on (nothing could be held out)"
+        figures = f"{number:>5}  {layer.ridge:>5g}  {100 * layer.accuracy:>5.1f}%  {layer.top_weight:>6.2f}"
+        lines.append(_row(f"{figures}  {layer.entropy:>7.2f}", _percent(layer.shares)))
+    tokens = (
+        "held-out prompts' tokens" if record.held_out else "the tokens it was fitted on (nothing could be held out)"
     )
-    lines.append(f"The best expert is the right one for {accuracy:.1f} % {of}, mean over the layers.")
+    for group in groups_of(record.layers):
+        layers = f"layer {group.first}" if group.first == group.last else f"layers {group.first}-{group.last}"
+        lines.append(f"Confusion matrix of {tokens}, {layers}: from each expert (row) to each (column), in %")
+        lines.append(_row(" " * 5, numbers))
+        lines += [_row(f"{number:>5}", _percent(row)) for number, row in zip(numbers, group.goes_to, strict=True)]
+    accuracy = 100 * sum(layer.accuracy for layer in record.layers) / len(record.layers)
+    lines.append(f"The best expert is the right one for {accuracy:.1f} % of {tokens}, mean over the layers.")
+    lines.append(
+        f"`weight` is the best expert's, `entropy` that of all weights in nats (even weights: {math.log(count):.2f})."
+    )
     for name, peer in record.peers.items():
-        mean = 100 * sum(layer.accuracy for layer in peer) / len(peer)
+        right, weight, entropy = (
+            sum(getattr(layer, key) for layer in peer) / len(peer) for key in ("accuracy", "top_weight", "entropy")
+        )
         busiest = 100 * max(sum(layer.shares[expert] for layer in peer) / len(peer) for expert in range(count))
-        lines.append(f"On the same tokens gate_mode {name}: {mean:.1f} % right, {busiest:.0f} % to its busiest expert.")
+        lines.append(
+            f"On the same tokens gate_mode {name}: {100 * right:.1f} % right, {busiest:.0f} % to its busiest expert, "
+            f"weight {weight:.2f}, entropy {entropy:.2f}."
+        )
     if record.written:
         lines.append(f"{len(record.written)} texts were written from short prompts.")
     return "\n".join(lines)
+
+
+def _row(head: str, cells: Iterable[object]) -> str:
+    return head + "".join(f"  {cell:>5}" for cell in cells)
+
+
+def _percent(shares: Sequence[float]) -> list[str]:
+    return [f"{100 * share:.1f}" for share in shares]
 
 
 def report_text(layers: Sequence[LayerReport], names: Sequence[str]) -> str:

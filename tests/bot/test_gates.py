@@ -240,6 +240,45 @@ def test_the_report_compares_the_router_with_mergekit_s_and_with_chance(models: 
     assert (tmp_path / "out/model/routing.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_gates_command_prints_the_report_s_figures(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = written(tmp_path, models)
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    routers = json.loads((tmp_path / "out" / "report.json").read_text())["routers"]
+    capsys.readouterr()
+    assert main(["gates", str(recipe), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == routers
+    assert main(["gates", str(recipe), "--device", "cpu"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    own = routers[0]
+    header = next(n for n, line in enumerate(printed) if line[:5] == ["layer", "ridge", "right", "weight", "entropy"])
+    for layer, line in enumerate(printed[header + 2 : header + 5]):
+        right, weight, entropy = own["accuracy"][layer], own["top_weight"][layer], own["entropy"][layer]
+        expected = [f"{100 * right:.1f}%", f"{weight:.2f}", f"{entropy:.2f}"]
+        assert line == [str(layer), line[1], *expected, *(f"{100 * share:.1f}" for share in own["load"][layer])]
+    for group in own["groups"]:
+        title = next(n for n, line in enumerate(printed) if line[:1] == ["Confusion"] and f"{group['first']}:" in line)
+        assert printed[title + 1] == ["1", "2"]
+        for expert, row in enumerate(group["goes_to"]):
+            assert printed[title + 2 + expert] == [str(expert + 1), *(f"{100 * share:.1f}" for share in row)]
+    for peer in routers[1:]:
+        [line] = [
+            " ".join(line)
+            for line in printed
+            if line[:6] == ["On", "the", "same", "tokens", "gate_mode", f"{peer['router']}:"]
+        ]
+        assert f"{100 * sum(peer['accuracy']) / 3:.1f} % right" in line
+        assert f"entropy {sum(peer['entropy']) / 3:.2f}." in line
+
+
+def test_figures_as_json_are_an_empty_list_where_nothing_is_held_out(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gates", str(written(tmp_path, models, gate_mode="random")), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
 # ------------------------------------------------------------------------------------------------------- experts' worth
 
 
