@@ -39,7 +39,6 @@ from merge.evaluate import TORCH_DTYPES, Evaluator
 from merge.expr import Cast, Concat, Expr, Gate, Read, elements
 from merge.memory import all_memory
 from merge.one_expert import one_expert_at_a_time
-from merge.source_files import fill
 
 # What a layer is called with beside the hidden states.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -311,9 +310,6 @@ class StreamedModel:
 
     def _copy(self, expr: Expr, place: torch.Tensor) -> None:
         """Evaluate `expr` into `place`, slice by slice."""
-        if isinstance(expr, Read) and TORCH_DTYPES.get(expr.dtype) == place.dtype and place.device.type == "cpu":
-            fill(self._evaluator.files, expr, place.view(-1).view(torch.uint8).numpy().data, 0)
-            return
         start = 0
         for piece in self._evaluator.slices(expr):
             place.view(-1)[start : start + len(piece)].copy_(piece.to(self.device))
