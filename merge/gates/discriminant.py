@@ -35,6 +35,8 @@ APART = 1.0
 SCALES = (1e-2, 1e3)
 # Hat matrices of a held-out prompt, one for each lambda, are made together up to this many elements: 128 MB in float64.
 HAT_ELEMENTS = 1 << 24
+# Of more tokens than a model is wide, about this many elements are in float64 at a time: 256 MB.
+PIECE_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -78,27 +80,30 @@ def fit_router(
     ridge: float | None = None,
     softness: float = 1.0,
     pin: tuple[torch.Tensor, Sequence[int]] | None = None,
+    device: torch.device | None = None,
 ) -> Fit:
     """The router of one layer from its inputs `x` (n, H). `ridge` fixes lambda instead of choosing it; the scale at which
     the experts' weights are the most likely is multiplied by `softness`. `pin` is an input b (H,), and the experts that are to
-    share it: among the routers that send it there, the one that minimises the same is taken."""
-    x = x.double()
-    root = rows.weight.to(x).sqrt()[:, None]  # (n, 1)
+    share it: among the routers that send it there, the one that minimises the same is taken. The arithmetic is done on
+    `device` (by default where x is), which needs no room for x: a few matrices of min(n, H) x H in float64."""
+    device = x.device if device is None else device
+    weights = rows.weight.to(device, torch.double)
+    root = weights.sqrt()[:, None]  # (n, 1)
     experts = rows.target.shape[1]
-    y = (rows.target.to(x) - 1 / experts) * root  # (n, E)
-    x = x * root  # (n, H)
-    u, s2 = _left_singular(x)  # (n, r), (r,)
+    y = (rows.target.to(root) - 1 / experts) * root  # (n, E)
+    inputs = _decomposed(x, root)
+    s2 = inputs.s2  # (r,)
     mean = float(s2.sum()) / x.shape[1]  # m
-    uy = u.T @ y  # (r, E)
-    counted = rows.own.to(x.device) >= 0
-    own, weight = rows.own.to(x.device)[counted], rows.weight.to(x)[counted]
+    uy = inputs.onto_left(y)  # (r, E)
+    counted = rows.own.to(device) >= 0
+    own, weight = rows.own.to(device)[counted], weights[counted]
     weight = weight / weight.sum()
     candidates = [ridge] if ridge is not None else RIDGES if rows.can_hold_out else [DEFAULT_RIDGE]
-    damping = torch.tensor(candidates).to(x) * mean  # lambda m: (C,) of them
+    damping = torch.tensor(candidates).to(s2) * mean  # lambda m: (C,) of them
     shrink = s2 / (s2 + damping[:, None])  # (C, r)
-    predicted = u @ (shrink[:, :, None] * uy)  # (C, n, E)
+    predicted = inputs.from_left(shrink[:, :, None] * uy)  # (C, n, E)
     if rows.can_hold_out:
-        predicted = y - _held_out_residuals(u, shrink, y - predicted, rows.group.to(x.device))
+        predicted = y - _held_out_residuals(inputs, shrink, y - predicted, rows.group.to(device))
     tried = predicted / root  # logits before scaling
     scales = _fit_scales(tried[:, counted], own, weight)  # (C,)
     log_p = torch.log_softmax(scales[:, None, None] * tried[:, counted], 2)
@@ -106,37 +111,114 @@ def fit_router(
     best = int(likelihood.argmax())
     chosen, scale, z = candidates[best], float(scales[best]), tried[best]
     scale *= softness
-    w = scale * (x.T @ (u @ (uy / (s2 + chosen * mean)[:, None]))).T  # (E, H)
+    w = scale * inputs.to_right(uy / (s2 + chosen * mean)[:, None]).T  # (E, H)
     z = scale * z
     if pin is not None and bool(pin[0].any()):  # an input of zeros, an untrained BOS for one, goes nowhere
         # With A = X' D X + lambda m I the nearest W' with W' b = z is W + (z - W b) c', c = A^-1 b / (b' A^-1 b).
-        b = pin[0].to(x)
-        c = b - x.T @ (u @ ((u.T @ (x @ b)) / (s2 + chosen * mean)))  # lambda m A^-1 b
+        b = pin[0].to(s2)
+        c = b - inputs.to_right(inputs.from_right(b) / (s2 + chosen * mean))  # lambda m A^-1 b
         c, change = c / (b @ c), _shared_by(pin[1], w @ b) - w @ b  # (H,), (E,)
-        w, z = w + change[:, None] * c, z + (x / root @ c)[:, None] * change
+        w, z = w + change[:, None] * c, z + (inputs.times(c) / root[:, 0])[:, None] * change
     logits = z.float().cpu()
     return Fit(w.float().cpu(), chosen, scale, logits, rows.figures(logits))
 
 
-def _left_singular(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left singular vectors (n, r) and squared singular values (r,) of `x` (n, H), from its smaller Gram matrix."""
-    n, h = x.shape
-    s2, vectors = torch.linalg.eigh(x @ x.T if n <= h else x.T @ x)
-    kept = s2 > s2[-1].clamp(min=torch.finfo(x.dtype).tiny) * 1e-12
-    s2, vectors = s2[kept], vectors[:, kept]
-    return (vectors, s2) if n <= h else (x @ vectors / s2.sqrt(), s2)
+class _Wide:
+    """U S V', the singular value decomposition of root * x (n, H) with n <= H, by the eigenvectors U of its n x n Gram
+    matrix. `s2` (r,) are the squares of the singular values."""
+
+    def __init__(self, x: torch.Tensor, root: torch.Tensor) -> None:
+        self.x = x.to(root) * root  # (n, H)
+        self.s2, self.u = _eigen(self.x @ self.x.T)
+
+    def left(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of U: (n_g, r)."""
+        return self.u[rows]
+
+    def from_left(self, c: torch.Tensor) -> torch.Tensor:
+        """U c: (..., n, k) from (..., r, k)."""
+        return self.u @ c
+
+    def onto_left(self, y: torch.Tensor) -> torch.Tensor:
+        """U' y: (r, k) from (n, k)."""
+        return self.u.T @ y
+
+    def to_right(self, c: torch.Tensor) -> torch.Tensor:
+        """V S c: (H, ...) from (r, ...)."""
+        return self.x.T @ (self.u @ c)
+
+    def from_right(self, b: torch.Tensor) -> torch.Tensor:
+        """S V' b: (r,) from (H,)."""
+        return self.u.T @ (self.x @ b)
+
+    def times(self, b: torch.Tensor) -> torch.Tensor:
+        """U S V' b: (n,) from (H,)."""
+        return self.x @ b
+
+
+class _Tall(_Wide):
+    """The same with n > H, by the eigenvectors V of the H x H Gram matrix. x stays where and as it is, and rows of it are
+    weighted, in float64 and on the device, only while they are used."""
+
+    def __init__(self, x: torch.Tensor, root: torch.Tensor) -> None:
+        self.x, self.root = x, root
+        step = max(1, PIECE_ELEMENTS // x.shape[1])
+        self.pieces = [slice(start, start + step) for start in range(0, len(x), step)]
+        gram = torch.zeros(x.shape[1], x.shape[1]).to(root)
+        for piece in self.pieces:
+            part = self._of(piece)
+            gram.addmm_(part.T, part)
+        self.s2, self.v = _eigen(gram)
+        self.s = self.s2.sqrt()
+
+    def _of(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        return (
+            self.x[rows.to(self.x.device) if isinstance(rows, torch.Tensor) else rows].to(self.root) * self.root[rows]
+        )
+
+    def left(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._of(rows) @ self.v / self.s
+
+    def from_left(self, c: torch.Tensor) -> torch.Tensor:
+        right = self.v @ (c / self.s[:, None])  # (..., H, k)
+        return torch.cat([self._of(piece) @ right for piece in self.pieces], dim=-2)
+
+    def onto_left(self, y: torch.Tensor) -> torch.Tensor:
+        products = [self._of(piece).T @ y[piece] for piece in self.pieces]  # (H, k) each
+        return self.v.T @ torch.stack(products).sum(0) / self.s[:, None]
+
+    def to_right(self, c: torch.Tensor) -> torch.Tensor:
+        return self.v @ (self.s.view(-1, *[1] * (c.dim() - 1)) * c)
+
+    def from_right(self, b: torch.Tensor) -> torch.Tensor:
+        return self.s * (self.v.T @ b)
+
+    def times(self, b: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._of(piece) @ b for piece in self.pieces])
+
+
+def _decomposed(x: torch.Tensor, root: torch.Tensor) -> _Wide:
+    return _Wide(x, root) if x.shape[0] <= x.shape[1] else _Tall(x, root)
+
+
+def _eigen(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eigenvalues (r,) of a Gram matrix that are not zero but for rounding, and their eigenvectors (., r)."""
+    s2, vectors = torch.linalg.eigh(gram)
+    kept = s2 > s2[-1].clamp(min=torch.finfo(gram.dtype).tiny) * 1e-12
+    return s2[kept], vectors[:, kept]
 
 
 def _held_out_residuals(
-    u: torch.Tensor, shrink: torch.Tensor, residuals: torch.Tensor, group: torch.Tensor
+    inputs: _Wide, shrink: torch.Tensor, residuals: torch.Tensor, group: torch.Tensor
 ) -> torch.Tensor:
     """What the residuals (C, n, E) of fits with `shrink` (C, r) would be, had each group of rows been left out of the fit."""
     out = torch.empty_like(residuals)
     for g in range(int(group.max()) + 1):
         rows = (group == g).nonzero()[:, 0]  # (n_g,)
+        u = inputs.left(rows)  # (n_g, r)
         parts = max(1, -(-len(shrink) * len(rows) ** 2 // HAT_ELEMENTS))
         for fits in torch.arange(len(shrink), device=rows.device).chunk(parts):
-            hat = (u[rows] * shrink[fits, None]) @ u[rows].T  # (c, n_g, n_g)
+            hat = (u * shrink[fits, None]) @ u.T  # (c, n_g, n_g)
             place = fits[:, None], rows
             # Positive definite, since each shrink is below 1.
             factor = torch.linalg.cholesky(torch.eye(len(rows)).to(hat) - hat)

@@ -125,7 +125,7 @@ def calibrate_discriminant(
             raise SourceError(
                 f"layer {layer.index}: the activations are not finite numbers, so no gate can be made of them"
             )
-        fit = fit_router(x, rows, ridge, softness, pin)
+        fit = fit_router(x, rows, ridge, softness, pin, model.device)
         fits.append(fit)
         for name, peer in peers.items():
             logits = torch.cat([inputs[i] @ peer(layer.index, texts.texts[i]).to(x).T for i in own])  # (n, E)
@@ -134,7 +134,7 @@ def calibrate_discriminant(
         if others:  # as sure of its expert as it is against the others
             new = (fit.gate[:count] - fit.gate[count:]).numpy()
             router_rows = torch.from_numpy(with_kept(kept[layer.index], new))
-        gate = torch.cat([router_rows, *(_sigmoid_gate(inputs, one, ridge) for one in shared_rows)])
+        gate = torch.cat([router_rows, *(_sigmoid_gate(inputs, one, ridge, model.device) for one in shared_rows)])
         gates[layer.index] = gate
         if layer.index + 1 < layers:  # nothing comes after the last one
             for module, row in modules:
@@ -194,7 +194,8 @@ class _Once:
 
 
 def router_inputs(layer: StreamedLayer, run: Run, router: nn.Module | None) -> list[torch.Tensor]:
-    """What a layer's router (of a dense layer: its MLP) receives, (B, T, H) for each batch, float32."""
+    """What a layer's router (of a dense layer: its MLP) receives, (B, T, H) for each batch, float32, in host memory: of many
+    tokens it is more than a GPU has room for."""
     module: nn.Module = layer.module.get_submodule("mlp") if router is None else router
     seen: list[torch.Tensor] = []
 
@@ -209,7 +210,7 @@ def router_inputs(layer: StreamedLayer, run: Run, router: nn.Module | None) -> l
             try:
                 layer.output(run, b)
             except _Reached:
-                found.append(seen.pop().view(hidden.shape).float())
+                found.append(seen.pop().view(hidden.shape).float().cpu())
     finally:
         hook.remove()
     return found
@@ -230,11 +231,11 @@ def _against_experts(texts: Sequence[Text], experts: int, shared: int) -> tuple[
 
 
 def _sigmoid_gate(
-    inputs: Sequence[torch.Tensor], fitted: tuple[list[int], FitRows], ridge: float | None
+    inputs: Sequence[torch.Tensor], fitted: tuple[list[int], FitRows], ridge: float | None, device: torch.device
 ) -> torch.Tensor:
     """The gate (1, H) whose sigmoid is the share of the shared expert: the difference of the two rows of a softmax."""
     used, rows = fitted
-    gate = fit_router(torch.cat([inputs[i] for i in used]), rows, ridge).gate  # (2, H)
+    gate = fit_router(torch.cat([inputs[i] for i in used]), rows, ridge, device=device).gate  # (2, H)
     return gate[1:] - gate[:1]
 
 

@@ -144,6 +144,28 @@ def test_a_bos_is_shared_by_the_experts_with_the_lowest_loss(mixture: Path) -> N
         layer.advance(run)
 
 
+def test_more_tokens_than_the_model_is_wide_are_fitted_in_pieces_and_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, rows = clusters(9)
+    pin = (torch.randn(40, generator=torch.Generator().manual_seed(1)) + 5, (0, 2))
+    whole = fit_router(x, rows, pin=pin)
+    in_float64: list[int] = []
+    double = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        made = double(self, *args, **kwargs)
+        in_float64.append(len(made) if made.dim() == 2 and made.shape[1] == 40 and made.dtype == torch.double else 0)
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr("merge.gates.discriminant.PIECE_ELEMENTS", 10 * 40)
+    pieces = fit_router(x, rows, pin=pin)
+    assert 10 <= max(in_float64) <= 40  # of 108: pieces, prompts, and the Gram matrix of 40 columns
+    torch.testing.assert_close(pieces.gate, whole.gate)
+    torch.testing.assert_close(pieces.logits, whole.logits)
+
+
 def test_negative_text_is_the_other_experts_and_every_expert_weighs_the_same() -> None:
     rows = rows_of(3, [(0, True), (1, True), (1, False), (2, True)], [4, 1, 2, 3], [0, 1, 2, 3])
     assert rows.target[5].tolist() == [0.5, 0.0, 0.5]
