@@ -62,7 +62,8 @@ FORCED_CONFIG = {
 @dataclass(frozen=True)
 class Batch:
     """Token ids (B, T), int64; which of them are not padding (B, T), 0 or 1, where None means all of them; and each token's
-    position (B, T), where None means that of its column. Positions that start again, without a mask, start another text."""
+    position (B, T), where None means that of its column. Positions that start again, without a mask or a cache, start another
+    text."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
@@ -80,11 +81,13 @@ class Run:
 
 @dataclass(frozen=True)
 class StreamedLayer:
-    """A decoder layer whose weights are in memory for one turn of the loop over `StreamedModel.layers`."""
+    """A decoder layer whose weights are in memory for one turn of the loop over `StreamedModel.layers`; of its parameters named
+    in `one_expert` one expert at a time, the model's `expert`."""
 
     index: int
     module: nn.Module
     device: torch.device
+    one_expert: frozenset[str] = frozenset()
 
     def output(self, run: Run, b: int) -> torch.Tensor:
         """What this layer makes of `run.hidden[b]`: (B, T, H) on the device. Changes nothing."""
@@ -140,6 +143,7 @@ class StreamedModel:
         self._layers: list[nn.Module] = list(self._backbone.layers)
         self._names = {module: name for name, module in self._model.named_modules()}
         self._sources, self.unused = _sources(self._model, tensors)
+        self.expert = 0  # of experts that are loaded one at a time, the one that is there
 
     @property
     def num_layers(self) -> int:
@@ -210,8 +214,8 @@ class StreamedModel:
         """One decoder layer, with its weights in memory for the time of a `with`. `storage` keeps the memory that they lie in
         for the next one."""
         module = self._layers[index]
-        with self._loaded(module, storage):
-            yield StreamedLayer(index, module, self.device)
+        with self._loaded(module, storage) as streamed:
+            yield StreamedLayer(index, module, self.device, streamed)
 
     def advance(self, run: Run, progress: Progress | None = None) -> Run:
         """Take `run` through all layers."""
@@ -261,8 +265,8 @@ class StreamedModel:
         return out.last_hidden_state, [recorder.call for recorder in recorders]
 
     @contextmanager
-    def _loaded(self, module: nn.Module, storage: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Real weights in `module` for the time of a `with`.
+    def _loaded(self, module: nn.Module, storage: dict[str, torch.Tensor]) -> Iterator[frozenset[str]]:
+        """Real weights in `module` for the time of a `with`, which gets the names of those that come expert by expert.
 
         `storage` keeps the memory they lie in, by name within the module, for the next module of the same shapes.
         """
@@ -288,7 +292,7 @@ class StreamedModel:
                     one_expert_at_a_time(module.get_submodule(owner), names, load, self.dtype, self.device)
                 )
             try:
-                yield
+                yield frozenset(streamed)
             finally:
                 _set_tensors(module, {name: x for name, x in storageless.items() if name in resident})
 
@@ -300,8 +304,9 @@ class StreamedModel:
 
     def _load_expert(self, parameter: str, experts: int, expert: int, place: torch.Tensor) -> None:
         """Fill `place` (1, k*R, C) with one expert's part of a parameter (E, k*R, C)."""
+        self.expert = expert
         exprs = [self._tensors[source] for source in self._sources[parameter]]
-        if len(exprs) == 1:
+        if len(exprs[0].shape) == 3:  # one tensor has all experts
             place[0].copy_(self._evaluator.rows(exprs[0], expert, expert + 1)[0])
             return
         mine = exprs[expert::experts]  # k of them: the sources are ordered by part, then by expert

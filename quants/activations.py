@@ -40,7 +40,7 @@ def collect(
     run = model.start(batches)
     for layer in model.layers(progress):
         places = dict(_places(model, layer, layout))
-        meter = _Meter({pointer: [at for at in found if at[0] in sums] for pointer, found in places.items()})
+        meter = _Meter({pointer: [at for at in found if at[0] in sums] for pointer, found in places.items()}, model)
         with meter:
             layer.advance(run)
         for (name, expert), (total, count) in meter.totals.items():
@@ -56,8 +56,9 @@ def collect(
     )
 
 
-# A row of the matrix file: GGUF tensor and expert.
+# A row of the matrix file: GGUF tensor and expert, of experts that are loaded one at a time HERE.
 _Place = tuple[str, int]
+HERE = -1
 
 
 class _Meter(TorchFunctionMode):
@@ -67,9 +68,9 @@ class _Meter(TorchFunctionMode):
     whether their experts are modules or slices of one tensor.
     """
 
-    def __init__(self, places: Mapping[int, Sequence[_Place]]) -> None:
+    def __init__(self, places: Mapping[int, Sequence[_Place]], model: StreamedModel) -> None:
         super().__init__()
-        self.places = places
+        self.places, self.model = places, model
         self.totals: dict[_Place, tuple[torch.Tensor, int]] = {}
 
     def __torch_function__(
@@ -78,7 +79,8 @@ class _Meter(TorchFunctionMode):
         if func is functional.linear and (places := self.places.get(args[1].data_ptr())):
             x = args[0].reshape(-1, args[0].shape[-1])  # (tokens, columns)
             squares = x.double().square().sum(0)
-            for place in places:
+            for name, expert in places:
+                place = name, self.model.expert if expert == HERE else expert
                 total, count = self.totals.get(place, (torch.zeros_like(squares), 0))
                 self.totals[place] = total + squares, count + len(x)
         return func(*args, **(kwargs or {}))
@@ -93,6 +95,12 @@ def _places(model: StreamedModel, layer: StreamedLayer, layout: Layout) -> Itera
         if parameter.dim() == 2:
             origins = [origin for source in names for origin in layout.origins.get(source, ())]
             yield parameter.data_ptr(), [row for origin in origins for row in _rows(origin, exprs.get(origin.tensor))]
+        elif name in layer.one_expert:
+            origins = [origin for source in names for origin in layout.origins.get(source, ())]
+            yield (
+                parameter.data_ptr(),
+                [(tensor, HERE) for tensor in dict.fromkeys(origin.tensor for origin in origins)],
+            )
         elif parameter.dim() == 3:
             experts = len(parameter)
             for expert in range(experts):

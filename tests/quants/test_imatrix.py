@@ -21,10 +21,11 @@ from tests.quants.cases import CASES
 from tests.quants.tiny import PIECES, config, write_model
 
 
-def collected(folder: Path, batches: list[Batch]) -> tuple[Layout, Imatrix]:
+def collected(folder: Path, batches: list[Batch], memory: int | None = None) -> tuple[Layout, Imatrix]:
     tensors, found, evaluator = checkpoint_expressions(folder)
     layout = gguf_layout(found, tensors)
-    return layout, collect(StreamedModel(found, tensors, evaluator, device="cpu"), layout, batches, ["text"])
+    model = StreamedModel(found, tensors, evaluator, device="cpu", memory=memory)
+    return layout, collect(model, layout, batches, ["text"])
 
 
 def batches(rows: int = 2, length: int = 24) -> list[Batch]:
@@ -82,6 +83,16 @@ def test_every_matrix_of_every_family_is_reached(family: str, tmp_path: Path) ->
             expected = {"k": 0, "v": 48 * 8}.get(name.split("_")[1], 48)
         assert counts.sum() == expected, name
         assert np.isfinite(matrix.importance()[name]).all()
+
+
+@pytest.mark.parametrize("family", ["experts_1", *sorted(CASES.keys() & FAMILIES.keys() - {"deepseek"})])
+def test_experts_that_come_one_at_a_time_are_told_apart(family: str, tmp_path: Path) -> None:
+    found, tokenizer, _ = CASES[family]
+    folder = write_model(tmp_path / family, found, tokenizer)
+    (_, whole), (_, one_by_one) = collected(folder, batches()), collected(folder, batches(), memory=0)
+    for name, sums in whole.sums.items():
+        np.testing.assert_array_equal(one_by_one.counts[name], whole.counts[name])
+        np.testing.assert_allclose(one_by_one.sums[name], sums, rtol=1e-5)
 
 
 def test_an_expert_that_no_token_reaches_is_named(tmp_path: Path) -> None:
