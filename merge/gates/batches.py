@@ -10,8 +10,8 @@ import torch
 from merge.forward import Batch
 
 TOKENS_PER_BATCH = 4096
-# Short sequences share a row of this many tokens, as nothing is computed for padding then. Attention looks at whole rows, so
-# longer ones would cost more than they save.
+# Short sequences share a row of this many tokens, as hardly anything is computed for padding then. Attention looks at whole
+# rows, so longer ones would cost more than they save.
 ROW = 128
 
 
@@ -59,7 +59,7 @@ def packed(sequences: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -
         if row == len(rows):
             rows.append([])
         rows[row].append(i)
-        room[row] = room.get(row, width) - lengths[i]
+        room[row] = room.get(row, width if lengths[i] > ROW else ROW) - lengths[i]
         if room[row] < shortest:
             del room[row]
     places: dict[int, Place] = {}
@@ -81,7 +81,7 @@ def packed(sequences: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -
                 positions[row, start:stop] = torch.arange(lengths[i])
                 start = stop
             # What is left of a row is one more sequence, of a token that is there in any case.
-            ids[row, start:] = ids[row, 0]
+            ids[row, start:] = ids[row, :1]
             positions[row, start:] = torch.arange(wide - start)
         batches.append(Batch(ids, position_ids=positions))
     return Packed(tuple(batches), tuple(places[i] for i in range(len(sequences))))

@@ -63,9 +63,9 @@ def of_a_mixture(folder: Path, family: Family) -> StreamedModel:
 
 def check(model: StreamedModel) -> None:
     draw = random.Random(1)
-    sequences = [[draw.randrange(1, 512) for _ in range(length)] for length in (20, 1, 33, 9, 33, 2)]
+    sequences = [[draw.randrange(1, 512) for _ in range(length)] for length in (20, 1, 33, 9, 33, 2, 60, 20, 7)]
     rows = packed(sequences)
-    assert len(rows.batches) == 1 and len(rows.batches[0].input_ids) == 1  # all of them share a row
+    assert [len(batch.input_ids) for batch in rows.batches] == [2]  # of one batch, and not alike
     run = model.advance(model.start(rows.batches))
     together = losses(model, run, sequences, rows)
     for ids, hidden, loss in zip(sequences, rows.split(run.hidden), together, strict=True):
