@@ -108,7 +108,8 @@ def with_samples(experts: Sequence[ExpertPrompts], samples: Sequence[Sample]) ->
         mine = [sample for sample in samples if sample.expert == number]
         replaced = {sample.prompt for sample in mine}
         kept = tuple(prompt for prompt in expert.positive if prompt not in replaced)
-        expanded.append(ExpertPrompts((*kept, *(sample.text for sample in mine)), expert.negative))
+        texts, origins = (*kept, *(sample.text for sample in mine)), (*kept, *(sample.prompt for sample in mine))
+        expanded.append(ExpertPrompts(texts, expert.negative, origins))
     return expanded
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merge.gates.routed import Calibration
 
 # Part of every content address: to be raised when the same inputs give other gates.
-ALGORITHM = 5
+ALGORITHM = 6
 METADATA = "calibration"
 # An expert is idle when it is the best for less than this part of an equal share of the tokens.
 IDLE = 0.25

@@ -7,7 +7,7 @@ would be. The pass streams one layer of weights at a time; the tokens of all pro
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -39,6 +39,9 @@ DTYPE = torch.bfloat16
 # with 1 for each of the three sets of prompts of the demo's experts in benchmarks/routing.py: the others' weight costs next to
 # nothing where an expert is better than they are, and helps where it is not.
 SOFTNESS = 0.4
+# And where the weights of a token's experts are not scaled to 1 (norm_topk_prob is false): what they lack is lost, so the router
+# has to be sharp. Lowest loss among 0.4, 1, 2, 4 and 10 for Qwen2-MoE, of the demo's experts and of the base four times.
+SOFTNESS_UNSCALED = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def calibrate_discriminant(
     kept: Mapping[int, Rows] | None = None,
     others: ExpertPrompts | None = None,
     peers: Mapping[str, Peer] | None = None,
-    softness: float = SOFTNESS,
+    softness: float | None = None,
 ) -> Calibration:
     """Fit the routers of the merged model whose `config`, `tensors` and `evaluator` are given.
 
@@ -84,10 +87,13 @@ def calibrate_discriminant(
     layer, of experts that a mixture has already; those of `experts` are then told from each other and from text of the
     `others`, and get the kept rows' length. `peers` are routers to compare with on the same tokens.
     Of a dense model the routers that would stand at its MLPs are fitted. `ridge` fixes the regularisation instead of choosing
-    it; `softness` is a factor on the scale of the logits. Raises PromptError for a prompt that gives no gate, SourceError where the model or its tokenizer cannot be read,
-    UsageError for a device that is not there.
+    it; `softness` is a factor on the scale of the logits, by default the one that suits the model. Raises PromptError for a
+    prompt that gives no gate, SourceError where the model or its tokenizer cannot be read, UsageError for a device that is not
+    there.
     """
     kept, count, peers = kept or {}, len(experts), peers or {}
+    if softness is None:
+        softness = SOFTNESS if config.get("norm_topk_prob", True) else SOFTNESS_UNSCALED
     experts = [*experts, others] if others else experts
     texts = calibration_texts(load_tokenizer(tokenizer_folder), [*experts, *shared], config)
     own = [i for i, text in enumerate(texts.texts) if text.expert < len(experts)]
@@ -240,14 +246,18 @@ def _sigmoid_gate(
 
 
 def _rows(experts: int, texts: Sequence[Text]) -> FitRows:
-    """What to fit on: texts are held out by prompt; an expert's only prompt by piece, its only piece in two halves."""
+    """What to fit on: texts are held out by prompt, with all that was written from it; of an expert's only prompt each piece or
+    written text by itself, its only piece in two halves."""
     sets, tokens, groups = [], [], []
     numbers: dict[tuple[int, bool, int, int], int] = {}
+    prompts = defaultdict[tuple[int, bool], list[int]](list)  # of each expert's texts, the prompts that they are of
+    for text in texts:
+        prompts[text.expert, text.positive].append(text.prompt)
+    only = {key for key, found in prompts.items() if len(set(found)) == 1}
     for i, text in enumerate(texts):
-        alike = [other for other in texts if (other.expert, other.positive) == (text.expert, text.positive)]
-        only_prompt = len({other.prompt for other in alike}) == 1
+        only_prompt = (text.expert, text.positive) in only
         parts = [text.tokens]
-        if len(alike) == 1 and text.tokens > 1:
+        if len(prompts[text.expert, text.positive]) == 1 and text.tokens > 1:
             parts = [text.tokens // 2, text.tokens - text.tokens // 2]
         for part, count in enumerate(parts):
             key = (text.expert, text.positive, text.prompt, 2 * i + part if only_prompt else -1)

@@ -22,10 +22,19 @@ from merge.expr import Expr, Gate
 from merge.forward import Batch, StreamedModel
 from merge.gates.batches import packed
 from merge.gates.discriminant import APART, MAX_TOP_WEIGHT, Rows, fit_router, rows_of
-from merge.gates.expansion import expand, is_short, with_samples
+from merge.gates.expansion import Sample, expand, is_short, with_samples
+from merge.gates.held_out import routed, sent
 from merge.gates.prompts import ExpertPrompts, PromptError, calibration_texts, load_tokenizer, read_prompts
 from merge.gates.record import LayerRecord, Record, advice, record_of
-from merge.gates.routed import Calibration, attention_once, calibrate_discriminant, router_inputs
+from merge.gates.routed import (
+    SOFTNESS,
+    SOFTNESS_UNSCALED,
+    Calibration,
+    _rows,
+    attention_once,
+    calibrate_discriminant,
+    router_inputs,
+)
 from merge.recipe import parse_recipe
 from tests.merge.test_gates import CONTEXT, SPECIAL, save_base, save_tokenizer
 
@@ -239,6 +248,33 @@ def test_a_layers_attention_is_computed_once_for_both_of_its_passes(mixture: Pat
     assert len(calls) == len(batches) * model.num_layers
 
 
+def test_where_weights_are_not_scaled_the_router_is_sharp(mixture: Path) -> None:
+    soft = calibrated(mixture)
+    path = mixture / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"norm_topk_prob": False}))
+    try:
+        sharp = calibrated(mixture)
+    finally:
+        path.write_text(before)
+    assert sharp.fits[0].ridge == soft.fits[0].ridge
+    assert sharp.fits[0].scale / soft.fits[0].scale == pytest.approx(SOFTNESS_UNSCALED / SOFTNESS)
+
+
+def test_of_experts_that_come_one_at_a_time_only_those_in_use_are_read(mixture: Path) -> None:
+    tensors, config, evaluator = without_gates(mixture)
+    zeros = {layer: torch.zeros(3, 32) for layer in range(3)}
+    model = StreamedModel(config, tensors, Evaluator(evaluator.files, zeros), "cpu", torch.bfloat16, 0)
+    rows = packed([[5, 6, 7, 8]])
+    run = model.start(rows.batches)
+    for layer in model.layers():
+        model.expert = -1
+        ((router, _),) = model.gates(layer.index)
+        with routed(router, torch.zeros(3, 32), [sent(rows.batches[0], 3, [(torch.arange(4), 1)])]):
+            layer.advance(run)
+        assert model.expert == 1  # the last that was read: with one of weight 0 it would have been the third
+
+
 def test_the_same_inputs_give_the_same_bits(mixture: Path) -> None:
     first, second = calibrated(mixture), calibrated(mixture)
     assert all(torch.equal(first.gates[layer], second.gates[layer]) for layer in first.gates)
@@ -351,6 +387,22 @@ def test_without_a_bos_the_first_token_is_left_out_unless_it_is_all(tmp_path: Pa
     texts = calibration_texts(load_tokenizer(tmp_path), [ExpertPrompts(("a", "abc"))], {}).texts
     assert [(len(text.ids), text.tokens) for text in texts] == [(1, 1), (3, 2)]
     assert all(torch.isfinite(gate).all() for gate in calibrated(tmp_path).gates.values())
+
+
+def test_texts_written_from_one_prompt_are_held_out_together(mixture: Path) -> None:
+    samples = [Sample(0, word, word, f"{word} {i} {i * i}") for word in ("one", "two") for i in range(4)]
+    experts = with_samples(
+        [ExpertPrompts(("one", "two")), ExpertPrompts(("a whole sentence", "and one more"))], samples
+    )
+    assert experts[0].origins == ("one",) * 4 + ("two",) * 4
+    config = json.loads((mixture / "config.json").read_text())
+    texts = calibration_texts(load_tokenizer(mixture), experts, config).texts
+    assert [text.prompt for text in texts] == [0] * 4 + [4] * 4 + [0, 1]
+    rows = _rows(2, texts)
+    groups = [set(rows.group[rows.own == expert].tolist()) for expert in (0, 1)]
+    assert [len(found) for found in groups] == [2, 2] and not groups[0] & groups[1]
+    alone = with_samples([ExpertPrompts(("one",))], samples[:4])  # nothing would be left of it
+    assert len(set(_rows(1, calibration_texts(load_tokenizer(mixture), alone, config).texts).group.tolist())) == 4
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
