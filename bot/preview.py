@@ -12,7 +12,7 @@ from typing import Any
 from bot.differences import Difference
 from bot.needs import Fit, fit, fit_findings, memory_bytes
 from bot.runners import parse_runner, runner_findings
-from cards.words import billions, size
+from cards.words import billions, counted, size
 from merge import findings as f
 from merge.checkpoint import Checkpoint
 from merge.errors import MoergeError, RecipeError, SourceError, SourcesUnavailable, UsageError
@@ -289,5 +289,5 @@ def _slices(loaded: LoadedRecipe, sources: Sources) -> dict[tuple[str, int], Pro
 def experts_words(plan: MergePlan) -> str:
     """How many experts the result has, and where they are from if its base is a mixture already."""
     if plan.kept_experts:
-        return f"{plan.kept_experts} experts kept and {len(plan.experts)} added"
-    return f"{plan.expert_count} experts"
+        return f"{counted(plan.kept_experts, 'expert')} kept and {len(plan.experts)} added"
+    return counted(plan.expert_count, "expert")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cards.markdown import code, escape, link
-from cards.words import billions
+from cards.words import billions, counted
 
 if TYPE_CHECKING:
     from bot.jobs import JobRelease
@@ -179,7 +179,7 @@ def release_text(release: Release, marker: str = MARKER) -> str:
         "| | |",
         "|---|---|",
         f"| Parameters | {billions(about.parameters)}, {billions(about.active)} active per token |",
-        f"| Family | {escape(about.family)}, {len(about.experts)} experts, {about.experts_per_token} per token |",
+        f"| Family | {escape(about.family)}, {counted(len(about.experts), 'expert')}, {about.experts_per_token} per token |",
         f"| Experts | {experts or '-'} |",
         f"| Licence | {escape(about.license or 'not known')} |",
         "",

@@ -23,7 +23,8 @@ SHARED, EXPERT, ACTIVE, PAPER = "#dfe7f5", "#f3e3cf", "#f0b561", "#ffffff"
 def described(report: Report) -> str:
     """The figure in words, for those who do not see it."""
     shape = report.shape
-    picked = f"{report.experts_per_token} of {words.counted(len(report.experts), 'expert')}"
+    count = len(report.experts)
+    picked = "the only expert" if count == 1 else f"{report.experts_per_token} of {count} experts"
     return f"One of {shape.get('layers', '?')} layers: attention, then a router that sends each token to {picked}"
 
 

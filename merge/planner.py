@@ -252,12 +252,31 @@ class _Planner:
             self.add(f.TooFewExperts(line, per_token=per_token, experts=count))
         elif count == per_token:
             self.add(f.ManyExpertsPerToken(line, experts=count))
-        if base is None and count > 1 and len({(one.source_model, one.expert) for one in self.recipe.experts}) == 1:
-            model = self.recipe.experts[0].source_model
-            self.add(f.AllExpertsSame(self.loaded.line("experts"), experts=count, model=model))
+        self.found += self.same_experts(added=base is not None)
         self.stop_on_errors()
         has_shared = bool(self.shared) or bool(base and base.shared_size)
         return Mixture(count, per_token, has_shared, TORCH_NAME[self.dtype()])
+
+    def same_experts(self, added: bool) -> Iterator[f.Finding]:
+        """Experts that are the same model, and the same MLPs."""
+        experts = self.recipe.experts
+        models = [
+            (source.key, source.adapter.key if source.adapter else None, expert.expert)
+            for expert, source in zip(experts, self.experts, strict=True)
+        ]
+        if not added and len(models) > 1 and len(set(models)) == 1:
+            line, model = self.loaded.line("experts"), experts[0].source_model
+            yield f.AllExpertsSame(line, experts=len(models), model=model)
+            return
+        first_with: dict[Any, int] = {}
+        for index, (expert, source) in enumerate(zip(experts, models, strict=True)):
+            if expert.noise_scale:  # drawn for each expert anew
+                continue
+            what = (source, 1.0 if expert.residual_scale is None else expert.residual_scale)
+            if what in first_with:
+                line, first = self.expert_line(index), first_with[what] + 1
+                yield f.SameExpertTwice(line, first=first, second=index + 1, model=expert.source_model)
+            first_with.setdefault(what, index)
 
     def compare(self, base: DenseModel, models: Mapping[str, SourceModel]) -> None:
         """What an expert must share with the base, and what it should."""

@@ -112,6 +112,8 @@ def record_text(record: Record) -> str:
     from bot.gates import groups_of
 
     count = len(record.layers[0].goes_to)
+    if count == 1:
+        return "There is one expert, so every token goes to it."
     numbers = range(1, count + 1)
     lines = [
         f"{'layer':>5}  {'ridge':>5}  {'right':>6}  {'weight':>6}  {'entropy':>7}  best for, by expert (%)",
@@ -123,7 +125,7 @@ def record_text(record: Record) -> str:
     tokens = (
         "held-out prompts' tokens" if record.held_out else "the tokens it was fitted on (nothing could be held out)"
     )
-    for group in groups_of(record.layers):
+    for group in groups_of(record.layers) if record.held_out else ():
         layers = f"layer {group.first}" if group.first == group.last else f"layers {group.first}-{group.last}"
         lines.append(f"Confusion matrix of {tokens}, {layers}: from each expert (row) to each (column), in %")
         lines.append(_row(" " * 5, numbers))

@@ -10,7 +10,7 @@ class TooFewExperts(Finding):
 
     id = "too-few-experts"
     level = ERROR
-    message = "experts_per_token is {per_token}, but there are only {experts} experts"
+    message = "experts_per_token is {per_token}, more than there are experts ({experts})"
 
 
 class AllExpertsSame(Finding):
@@ -20,6 +20,16 @@ class AllExpertsSame(Finding):
     id = "all-experts-same"
     level = WARNING
     message = "all {experts} experts are {model}: without training, the result answers as the dense model does"
+
+
+class SameExpertTwice(Finding):
+    """Two experts are the same model with the same settings, so they are equal in every layer: choosing between them changes
+    nothing, and one of them takes memory for nothing. Leave one out and give its prompts to the other, or make them differ
+    (`noise_scale`, `residual_scale`) where the model is trained afterwards."""
+
+    id = "same-expert-twice"
+    level = WARNING
+    message = "experts {first} and {second} are the same, {model}: one of them takes memory for nothing"
 
 
 class ManyExpertsPerToken(Finding):

@@ -149,7 +149,8 @@ def advice(
                     lines.get(second), first=first + 1, second=second + 1, layers=_ranges(alike), count=len(layers)
                 )
     reach = [sum(layer.reach[k] for layer in layers) / len(layers) for k in range(count)]
-    enough = next(k for k in range(count) if reach[k] >= ENOUGH or k == count - 1) + 1
+    # That all of them are enough needs no saying.
+    enough = next((k for k in range(1, count) if reach[k - 1] >= ENOUGH), per_token)
     if enough != per_token:
         yield f.ExpertsPerTokenAdvice(
             None,

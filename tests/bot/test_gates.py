@@ -427,9 +427,12 @@ def test_a_preview_says_what_the_gate_mode_makes_of_the_prompts(
 
 
 def test_one_expert_gets_all_tokens(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = gates(written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1), capsys)
-    assert "content address" in said
+    recipe = written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1)
+    said = gates(recipe, capsys)
+    assert "There is one expert, so every token goes to it." in said
     assert "all-experts-per-token" in said
+    assert main(["preview", str(recipe)]) == 0
+    assert "1 expert, 1 per token" in capsys.readouterr().out
 
 
 def test_identical_experts_are_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,7 +445,9 @@ def test_identical_prompts_are_refused(models: list[Path], tmp_path: Path, capsy
 
 def test_prompts_of_one_token_are_named(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = written(tmp_path, models, [["a"], ["b"]], router={"expand": False})
-    assert "nothing-to-hold-out" in gates(recipe, capsys)
+    said = gates(recipe, capsys)
+    assert "nothing-to-hold-out" in said
+    assert "Confusion" not in said
 
 
 def test_an_expert_without_prompts_is_named(

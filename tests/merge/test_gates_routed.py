@@ -432,6 +432,14 @@ def test_idle_experts_and_experts_alike_are_named_with_their_layers() -> None:
     assert any("2 would do" in text for text in said)
 
 
+@pytest.mark.parametrize(("reach", "said"), [((0.5, 0.8, 1.0), None), ((0.5, 0.95, 1.0), None), ((0.95, 0.97, 1.0), 1)])
+def test_that_all_experts_are_enough_is_no_advice(reach: tuple[float, ...], said: int | None) -> None:
+    even = ((0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.8))
+    record = Record((LayerRecord(even, reach, 0.8, 0.5, 1.0, 1.0),), True)
+    found = [x.holes["enough"] for x in advice(record, ["a/a", "b/b", "c/c"], 2, {})]
+    assert found == ([] if said is None else [said])
+
+
 @pytest.mark.parametrize(
     ("name", "raw"),
     [

@@ -161,6 +161,38 @@ def test_one_model_many_times_is_a_warning_because_upcycling_wants_it(tmp_path: 
     assert [finding.id for finding in plan.findings if finding.level == "warning"].count("all-experts-same") == 1
 
 
+SECOND = {"residual_scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ([{}, {}, {}], [(1, 3)]),
+        ([{}, {}, {"residual_scale": 1.0}], [(1, 3)]),
+        ([SECOND, {}, SECOND], [(1, 3)]),
+        ([SECOND, {}, {}], []),
+        ([{}, {}, {"noise_scale": 0.001}], []),
+        ([{"noise_scale": 0.001}, {}, {"noise_scale": 0.001}], []),  # each has noise of its own
+    ],
+)
+def test_two_experts_that_would_be_equal_are_named_and_those_made_to_differ_are_not(
+    settings: list[dict[str, float]], pairs: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    one, other = config_only(tmp_path / "one"), config_only(tmp_path / "other")
+    experts = [{"source_model": str(model), **keys} for model, keys in zip((one, other, one), settings, strict=True)]
+    plan = planned(json.dumps({"base_model": str(one), "gate_mode": "random", "experts": experts}), tmp_path)
+    found = [finding.holes for finding in plan.findings if finding.id == "same-expert-twice"]
+    assert [(holes["first"], holes["second"]) for holes in found] == pairs
+    assert all(holes["model"] == str(one) for holes in found)
+    assert "all-experts-same" not in [finding.id for finding in plan.findings]
+
+
+def test_where_all_experts_are_the_same_no_pair_of_them_is_named(tmp_path: Path) -> None:
+    base = config_only(tmp_path / "base")
+    plan = planned(recipe_text(base, [base] * 8), tmp_path)
+    assert "same-expert-twice" not in [finding.id for finding in plan.findings]
+
+
 def test_a_bias_that_the_result_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     base = save_dense(tmp_path / "base", attention_bias=True)
     with pytest.raises(RecipeError, match=r"self_attn\.k_proj\.bias") as error:

@@ -62,7 +62,7 @@ BROKEN = {
     "huge seed": (GOOD + "build:\n  seed: 99999999999999999999\n", "out-of-range", 8, "less than"),
     "negative noise": (GOOD.replace("    positive", "    noise_scale: -1\n    positive", 1), "out-of-range", 4, "least 0"),
     "infinite noise": (GOOD.replace("    positive", "    noise_scale: .inf\n    positive", 1), "wrong-type", 4, "finite"),
-    "too many per token": (GOOD + "experts_per_token: 3\n", "too-few-experts", 7, "only 2 experts"),
+    "too many per token": (GOOD + "experts_per_token: 3\n", "too-few-experts", 7, "more than there are experts (2)"),
     "no prompts": (GOOD.replace('    positive_prompts: ["y"]\n', ""), "prompts-missing", 5, "expert 2 has no positive"),
     "empty prompt": (GOOD.replace('"x"', '" "'), "empty-prompt", 4, "of expert 1 is empty"),
     "identical prompts": (GOOD.replace('"y"', '"x"'), "identical-prompts", 2, "the same prompts"),
