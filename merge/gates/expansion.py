@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from merge.evaluate import Evaluator
 from merge.expr import Expr
-from merge.forward import Batch, Progress, StreamedModel
+from merge.forward import Batch, Progress, Run, StreamedModel
 from merge.gates.batches import ends_aligned
 from merge.gates.prompts import ExpertPrompts, load_tokenizer, tokenize
 
@@ -28,6 +28,8 @@ from merge.gates.prompts import ExpertPrompts, load_tokenizer, tokenize
 SHORT = 7
 # For each expert about so many samples, of at most so many tokens.
 SAMPLES, TOKENS = 45, 48
+# Keys and values of so many bytes are one batch. Those of more batches rest in host memory, and are on the device layer by layer.
+CACHE_BYTES = 2 << 30
 TEMPERATURE, TOP_P, MOST_LIKELY = 0.8, 0.95, 200
 DTYPE = torch.bfloat16
 # The words alone, and in sentences that a text about them might begin with.
@@ -73,7 +75,7 @@ def expand(
     tokens: int = TOKENS,
 ) -> tuple[Sample, ...]:
     """What the dense model writes from the experts' short positive prompts (from those of expert number `only`), at most
-    `tokens` tokens each.
+    `tokens` tokens each. Of many short prompts of one expert SAMPLES are taken, evenly.
 
     Raises SourceError where the model or its tokenizer cannot be read, UsageError for a device that is not there.
     """
@@ -83,7 +85,12 @@ def expand(
         short = [prompt for prompt in expert.positive if is_short(tokenizer, prompt)]
         if not short or (only is not None and number != only):
             continue
-        beginnings = [(prompt, beginning) for prompt in short for beginning in _beginnings(tokenizer, prompt)]
+        forms = len(_beginnings(tokenizer, short[0]))
+        if len(short) * forms <= SAMPLES:
+            beginnings = [(prompt, beginning) for prompt in short for beginning in _beginnings(tokenizer, prompt)]
+        else:  # evenly from the prompts, in one form after the other
+            taken = [short[i * len(short) // SAMPLES] for i in range(SAMPLES)]
+            beginnings = [(prompt, _beginnings(tokenizer, prompt)[i % forms]) for i, prompt in enumerate(taken)]
         times = max(1, round(SAMPLES / len(beginnings)))
         plan += [(number, *pair) for pair in beginnings for _ in range(times)]
     if not plan:
@@ -134,20 +141,28 @@ def _generate(
     tokens: int,
     progress: Progress | None,
 ) -> list[list[int]]:
-    """What follows each of B token sequences, at most `tokens`, ended by the tokenizer's EOS."""
+    """What follows each of B token sequences, at most `tokens`, ended by the tokenizer's EOS. A layer's weights are read once
+    for all batches."""
     generator = torch.Generator().manual_seed(seed)
-    first = ends_aligned(rows, rows[0][0])
-    ids, mask = first.input_ids, first.attention_mask
-    assert mask is not None
-    cache = DynamicCache(config=model.config)
+    count = max(1, CACHE_BYTES // _cache_bytes(model.config, max(map(len, rows)) + tokens))
+    batches = [ends_aligned(rows[start : start + count], rows[0][0]) for start in range(0, len(rows), count)]
+    caches = [DynamicCache(config=model.config) for _ in batches]
     written: list[list[int]] = [[] for _ in rows]
     running = torch.ones(len(rows), dtype=torch.bool)
     for _ in range(tokens):
-        run = model.start([Batch(ids, mask)], cache)
-        model.advance(run)
-        run.hidden[0] = run.hidden[0][:, -1:]
-        logits = torch.cat([piece.values for piece in model.logits(run)], dim=1)[:, -1].float().cpu()  # (B, V)
-        chosen = _sample(logits, generator)  # (B,)
+        runs = [model.start([batch], cache) for batch, cache in zip(batches, caches, strict=True)]
+        for layer in model.layers():
+            for run, cache in zip(runs, caches, strict=True):
+                if len(caches) == 1:
+                    layer.advance(run)
+                    continue
+                _move(cache, layer.index, model.device)
+                layer.advance(run)
+                _move(cache, layer.index, torch.device("cpu"))
+        last = Run([run.hidden[0][:, -1:] for run in runs], [])
+        # One token of each row for each batch, (b,)
+        drawn = [_sample(piece.values[:, -1].float().cpu(), generator) for piece in model.logits(last)]
+        chosen = torch.cat(drawn)  # (B,)
         running &= chosen != (tokenizer.eos_token_id if tokenizer.eos_token_id is not None else -1)
         for row, token in enumerate(chosen.tolist()):
             if running[row]:
@@ -156,8 +171,28 @@ def _generate(
             progress(1)
         if not running.any():
             break
-        ids, mask = chosen[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        batches = [_next(batch, ids) for batch, ids in zip(batches, drawn, strict=True)]
     return written
+
+
+def _next(batch: Batch, ids: torch.Tensor) -> Batch:
+    """The batch of the tokens (B,) that follow what a cache has seen of `batch`."""
+    assert batch.attention_mask is not None
+    return Batch(ids[:, None], torch.cat([batch.attention_mask, torch.ones(len(ids), 1, dtype=torch.long)], dim=1))
+
+
+def _cache_bytes(config: Any, tokens: int) -> int:
+    """About what the keys and values of so many tokens take in all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * DTYPE.itemsize * tokens)
+
+
+def _move(cache: DynamicCache, layer: int, device: torch.device) -> None:
+    """Put a layer's keys and values, where there are any yet, on a device."""
+    kept = cache.layers[layer]
+    if kept.keys is not None and kept.values is not None:
+        kept.keys, kept.values = kept.keys.to(device), kept.values.to(device)
 
 
 def _sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

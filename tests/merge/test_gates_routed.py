@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from merge.errors import RecipeError
 from merge.evaluate import Evaluator, checkpoint_expressions
 from merge.expr import Expr, Gate
 from merge.forward import Batch, StreamedModel
+from merge.gates import expansion
 from merge.gates.batches import packed
 from merge.gates.discriminant import APART, MAX_TOP_WEIGHT, Rows, fit_router, rows_of
-from merge.gates.expansion import Sample, expand, is_short, with_samples
+from merge.gates.expansion import SAMPLES, Sample, expand, is_short, with_samples
 from merge.gates.held_out import routed, sent
 from merge.gates.prompts import ExpertPrompts, PromptError, calibration_texts, load_tokenizer, read_prompts
 from merge.gates.record import LayerRecord, Record, advice, record_of
@@ -498,6 +500,50 @@ def test_short_prompts_are_expanded_with_the_seed_and_sentences_are_kept(tmp_pat
     assert expanded[0].positive[0] == "a sentence that is long enough"
     assert len(expanded[0].positive) == 1 + len(first)
     assert expanded[1] == experts[1]
+
+
+def test_of_many_short_prompts_an_even_part_is_expanded_and_the_others_keep_their_text(tmp_path: Path) -> None:
+    folder = save_base(tmp_path, special=SPECIAL)
+    prompts = tuple(f"w{number}" for number in range(1000))
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    samples = expand([ExpertPrompts(prompts)], config, tensors, evaluator, folder, 1, "cpu", tokens=2)
+    assert len(samples) == SAMPLES
+    numbers = [int(sample.prompt[1:]) for sample in samples]
+    steps = [b - a for a, b in pairwise(numbers)]
+    assert numbers[0] == 0 and {min(steps), max(steps)} == {1000 // SAMPLES, 1000 // SAMPLES + 1}
+    assert (
+        len({sample.beginning.replace(sample.prompt, "").replace(sample.prompt.title(), "") for sample in samples}) == 3
+    )
+    (expanded,) = with_samples([ExpertPrompts(prompts)], samples)
+    assert len(expanded.positive) == 1000
+    assert set(prompts) - {sample.prompt for sample in samples} <= set(expanded.positive)
+
+
+def test_samples_in_batches_read_the_weights_once_a_token_and_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In float32, since in bfloat16 other shapes are another rounding.
+    monkeypatch.setattr("merge.gates.expansion.DTYPE", torch.float32)
+    folder = save_base(tmp_path, special=SPECIAL)
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    experts = [ExpertPrompts(("code", "more")), ExpertPrompts(("text",))]
+    loaded: list[int] = []
+    layer = StreamedModel.layer
+
+    def counted(self: StreamedModel, index: int, storage: dict[str, torch.Tensor]) -> Any:
+        loaded.append(index)
+        return layer(self, index, storage)
+
+    monkeypatch.setattr(StreamedModel, "layer", counted)
+    one = expand(experts, config, tensors, evaluator, folder, 1, "cpu", tokens=4)
+    in_one = len(loaded)
+    monkeypatch.setattr("merge.gates.expansion.CACHE_BYTES", 1 << 18)
+    moved: list[int] = []
+    move = expansion._move
+    monkeypatch.setattr(expansion, "_move", lambda *args: (moved.append(args[1]), move(*args)))
+    many = expand(experts, config, tensors, evaluator, folder, 1, "cpu", tokens=4)
+    assert moved and len(loaded) == 2 * in_one
+    assert many == one
 
 
 @pytest.mark.slow
