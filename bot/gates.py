@@ -282,8 +282,8 @@ def dense_model(local: Mapping[str, Checkpoint], key: str, adapter: str | None =
     return model.config, tensors, Evaluator(open_files({key: model, adapter: local[adapter]}))
 
 
-def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
-    """The report's figures of a gates file, layer by layer."""
+def routing_of(gates: Path, experts: int) -> tuple[LayerRouting, ...]:
+    """The report's figures of a gates file, layer by layer. Behind its rows for the experts a shared expert's gate may stand."""
     from evals.results import LayerRouting
     from merge.gates.record import read_record
     from merge.gates.report import gate_report
@@ -299,7 +299,7 @@ def routing_of(gates: Path) -> tuple[LayerRouting, ...]:
             accuracy=record.layers[number].accuracy if record and record.held_out else None,
             shares=record.layers[number].shares if record and record.held_out else (),
         )
-        for number, layer in enumerate(gate_report(load_gates(gates)))
+        for number, layer in enumerate(gate_report(load_gates(gates), experts))
     )
 
 

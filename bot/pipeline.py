@@ -172,7 +172,7 @@ def report_of(work: Work, gates: Path, files: tuple[FileMade, ...], gguf: GgufMa
         failed_quants=gguf.failed,
         imatrix=gguf.imatrix,
         quants_measured=gguf.measured,
-        routing=routing_of(gates),
+        routing=routing_of(gates, work.plan.expert_count),
         routers=routers_of(gates),
         worth=worth,
         written_prompts=written_in(gates),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cards import words
-from cards.evaluation import verdict
-from cards.markdown import Markdown, escape, one_line
-from evals.results import ExpertUsed, ExpertWorth, LayerRouting, Report, RouterMeasured
+from cards.evaluation import Table, verdict
+from cards.figures import MAX_NUMBERED
+from cards.markdown import Markdown, code, escape, html, one_line
+from evals.results import ExpertUsed, ExpertWorth, LayerGroup, LayerRouting, Report, RouterMeasured
 
 # Above this condition number of a layer's gate matrix some experts' vectors are nearly a mixture of the others': the ratio
 # at which mergekit calls a router degenerate.
@@ -23,23 +24,95 @@ NOTHING = Markdown("-")
 
 @dataclass(frozen=True)
 class Routing:
-    """How well the experts can be told apart: in words, and as the rows of a table."""
+    """How well the experts are told apart: in words, as a table of figures, and as tables that stand folded."""
 
     text: str
-    rows: tuple[tuple[str, ...], ...]
+    figures: Table | None = None
+    folded: tuple[Table, ...] = ()
 
 
 def gates(report: Report) -> Markdown | None:
     vector = words.GATE_VECTORS.get(report.gate_mode)
-    return (
-        Markdown(f"In each layer the router has one vector for each expert. Here it is {vector}.") if vector else None
-    )
+    if vector is None:
+        return None
+    if any(expert.kept for expert in report.experts):
+        vector = Markdown(f"that of the base for each expert kept from it, and for an added one {vector}")
+    return Markdown(f"In each layer the router has one vector for each expert. Here it is {vector}.")
 
 
 def routing(report: Report) -> Routing | None:
-    layers = report.routing
-    if not layers:
+    """What held-out text shows of a router; where there is none, what the router's vectors show."""
+    if report.routers:
+        return _measured(report)
+    if not report.routing:
         return None
+    # The vectors of a discriminant router sum to zero in every layer, those of a base that is a mixture may, so that their
+    # condition number says nothing.
+    unknown = "How often a token finds the right expert was not measured: "
+    if any(expert.kept for expert in report.experts):
+        return Routing(unknown + "what the experts kept from the base are for is not known.")
+    if report.gate_mode == "discriminant":
+        return Routing(unknown + "the prompts left no text to hold out.")
+    return _of_vectors(report)
+
+
+def _measured(report: Report) -> Routing:
+    """The figures of held-out text by group of layers, and where each expert's text goes, of every router measured."""
+    count = len(report.experts)
+    text = (
+        "By group of layers, on held-out text, each expert's counting the same: how much of it finds its own expert; what the "
+        f"most loaded expert gets (even: {100 / count:.0f} %); the entropy of the experts' weights, in nats (of even weights: "
+        f"{math.log(count):.2f}); and the mean weight of the best expert."
+    )
+    if len(report.routers) > 1:
+        text += " The first router is this model's; the others, on the same tokens, are for comparison."
+    columns = ("Router", "Layers", "Right", "Most loaded expert", "Entropy", "Best expert's weight")
+    rows = tuple(_figures(router, group) for router in report.routers for group in router.groups)
+    return Routing(text, Table(Markdown(), columns, rows), tuple(_goes_to(report, router) for router in report.routers))
+
+
+def _figures(router: RouterMeasured, group: LayerGroup) -> tuple[Markdown, ...]:
+    layers = slice(group.first, group.last + 1)
+    load = [_mean(shares) for shares in zip(*router.load[layers], strict=True)]
+    most = max(range(len(load)), key=load.__getitem__)
+    cells = (
+        f"{100 * _mean(router.accuracy[layers]):.1f} %",
+        f"{100 * load[most]:.1f} % (expert {most + 1})",
+        f"{_mean(router.entropy[layers]):.2f}",
+        f"{_mean(router.top_weight[layers]):.2f}",
+    )
+    return (code(router.router), Markdown(_layers(group)), *map(Markdown, cells))
+
+
+def _goes_to(report: Report, router: RouterMeasured) -> Table:
+    """The confusion matrix of each group of layers; where it would be too wide to read, its diagonal."""
+    count, name = len(report.experts), html(router.router)
+    experts = [_capital(_named(report, index)) for index in range(count)]
+    if count > MAX_NUMBERED:
+        title = Markdown(f"{name}: the share of each expert's held-out text that finds it, in %")
+        columns = ("Text of", *(f"Layers {_layers(group)}" for group in router.groups))
+        cells = [(who, *(_percent(group.goes_to[i][i]) for group in router.groups)) for i, who in enumerate(experts)]
+    else:
+        title = Markdown(f"{name}: where each expert's held-out text goes, in %")
+        columns = ("Layers", "Text of", *(f"To {number}" for number in range(1, count + 1)))
+        cells = [
+            (_layers(group), who, *map(_percent, shares))
+            for group in router.groups
+            for who, shares in zip(experts, group.goes_to, strict=True)
+        ]
+    return Table(title, columns, tuple(tuple(map(escape, row)) for row in cells))
+
+
+def _layers(group: LayerGroup) -> str:
+    return f"{group.first}" if group.first == group.last else f"{group.first} to {group.last}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _of_vectors(report: Report) -> Routing:
+    layers = report.routing
     hard = [layer for layer in layers if layer.condition is None or layer.condition > MAX_CONDITION]
     worst = max(hard or layers, key=lambda layer: math.inf if layer.condition is None else layer.condition)
     limit = f"(condition number above {MAX_CONDITION:g})"
@@ -64,14 +137,15 @@ def routing(report: Report) -> Routing | None:
         said += " As the vectors are random, the router knows nothing of what the experts are good at."
     rows = tuple(
         (
-            str(layer.layer),
-            words.number(layer.condition, 2),
-            words.number(layer.cosine, 3),
-            f"{layer.pair[0] + 1} and {layer.pair[1] + 1}" if layer.pair else NOTHING,
+            Markdown(layer.layer),
+            Markdown(words.number(layer.condition, 2)),
+            Markdown(words.number(layer.cosine, 3)),
+            Markdown(f"{layer.pair[0] + 1} and {layer.pair[1] + 1}") if layer.pair else NOTHING,
         )
         for layer in layers
     )
-    return Routing(said, rows)
+    columns = ("Layer", "Condition number", "Largest cosine", "Closest experts")
+    return Routing(said, folded=(Table(Markdown("Every layer"), columns, rows),))
 
 
 def _which(hard: Sequence[LayerRouting], count: int) -> str:

@@ -105,8 +105,9 @@ class QuantsMeasured:
 @dataclass(frozen=True)
 class LayerRouting:
     """How well one layer's experts can be told apart: the condition number of the gate matrix (None: infinite), and the
-    pair of experts (from 0) whose gate vectors have the largest cosine. Of a discriminant router also the share of
-    held-out tokens whose best expert is their own, and for which share each expert is the best."""
+    pair of experts (from 0) whose gate vectors have the largest cosine. Of a discriminant router the condition number says
+    nothing, because its vectors sum to zero; it has the share of held-out tokens whose best expert is their own, and for
+    which share each expert is the best."""
 
     layer: int
     condition: float | None

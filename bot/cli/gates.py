@@ -91,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps([asdict(router) for router in routers_of(path)], indent=2))
         else:
             print(f"{plan.name}: gates {recipe.gate_mode}, {len(gates)} layers, content address {key[:16]}")
-            print(record_text(record) if record and not plan.kept_experts else report_text(gate_report(gates), names))
+            if record and not plan.kept_experts:
+                print(record_text(record))
+            else:
+                print(report_text(gate_report(gates, plan.expert_count), names, kept=plan.kept_experts > 0))
         found = list(gate_findings(loaded, plan, path))
         if worth:
             experts = measured(loaded, plan, local, path, device)
@@ -157,10 +160,18 @@ def _percent(shares: Sequence[float]) -> list[str]:
     return [f"{100 * share:.1f}" for share in shares]
 
 
-def report_text(layers: Sequence[LayerReport], names: Sequence[str]) -> str:
-    """The report as a table, and what it means. `names` are the experts', in order."""
+def report_text(layers: Sequence[LayerReport], names: Sequence[str], kept: bool) -> str:
+    """The report as a table, and what it means. `names` are the experts', in order; `kept` says whether the first of them are
+    the base's own. Their rows may sum to zero, so that the condition of all says nothing."""
     from merge.gates.report import MAX_CONDITION
 
+    if kept:
+        lines = [f"{'layer':>5}  {'cosine':>6}  closest experts"]
+        for layer in layers:
+            pair = f"{layer.pair[0] + 1} and {layer.pair[1] + 1}" if layer.pair else "-"
+            lines.append(f"{layer.layer:>5}  {layer.cosine:>6.3f}  {pair}")
+        unknown = "what the experts kept from the base are for is not known."
+        return "\n".join([*lines, f"How often a token finds the right expert was not measured: {unknown}"])
     lines = [f"{'layer':>5}  {'condition':>9}  {'cosine':>6}  closest experts"]
     for layer in layers:
         pair = f"{layer.pair[0] + 1} and {layer.pair[1] + 1}" if layer.pair else "-"

@@ -30,11 +30,12 @@ class LayerReport:
         return self.condition > MAX_CONDITION
 
 
-def gate_report(gates: Mapping[int, torch.Tensor]) -> tuple[LayerReport, ...]:
-    """How well each layer's router can tell the experts apart; `gates` maps a layer to (experts, hidden)."""
+def gate_report(gates: Mapping[int, torch.Tensor], experts: int | None = None) -> tuple[LayerReport, ...]:
+    """How well each layer's router can tell the experts apart; `gates` maps a layer to (rows, hidden), of which the first
+    `experts` are the router's (all, if not given), and others the gate of a shared expert."""
     layers = []
     for layer, gate in sorted(gates.items()):
-        gate = gate.float()
+        gate = gate[:experts].float()
         condition = float(torch.linalg.cond(gate)) if torch.isfinite(gate).all() else math.inf
         cosines = (unit(gate) @ unit(gate).T).fill_diagonal_(-math.inf)  # (E, E)
         pair = None

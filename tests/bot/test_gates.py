@@ -279,6 +279,48 @@ def test_figures_as_json_are_an_empty_list_where_nothing_is_held_out(
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_the_card_tells_what_held_out_text_showed_and_judges_no_discriminant_by_its_vectors(
+    models: list[Path], tmp_path: Path
+) -> None:
+    digits = ["0123456789 9876543210 0246813579", "5555 4444 3333 2222 1111 0000 9999", "8765 4321 8765 4321 0246"]
+    letters = ["abc def ghi jkl mno pqr stu vwx", "zyx wvu tsr qpo nml kji hgf edc", "aeiou bcdfg hjklm npqrs tvwxz"]
+    recipe = written(tmp_path, models, [digits, letters])
+    assert main(["build", str(recipe), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    card = (tmp_path / "out/model/README.md").read_text()
+    # The rows sum to zero, so by the condition no layer would tell the experts apart; by held-out text all do.
+    assert all(layer["condition"] is None or layer["condition"] > 1e5 for layer in report["routing"])
+    assert min(report["routers"][0]["accuracy"]) > 0.75
+    assert "hard to tell apart" not in card
+    assert "ondition number" not in card
+    for router in report["routers"]:
+        for layer, group in enumerate(router["groups"]):
+            most = max(router["load"][layer])
+            figures = (
+                f"| `{router['router']}` | {layer} | {100 * router['accuracy'][layer]:.1f} % | {100 * most:.1f} % "
+                f"(expert {router['load'][layer].index(most) + 1}) | {router['entropy'][layer]:.2f} | "
+                f"{router['top_weight'][layer]:.2f} |"
+            )
+            assert figures in card
+            matrix = card.split(f"<summary>{router['router']}: where")[1].split("</details>")[0]
+            for expert, (first, second) in enumerate(group["goes_to"], 1):
+                assert f"| {layer} | Expert {expert} | {100 * first:.1f} | {100 * second:.1f} |" in matrix
+
+
+def test_of_vectors_that_mergekit_s_modes_make_a_shared_expert_s_gate_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands below the router's rows, and equals one of them here."""
+    base = save_dense(tmp_path / "base", model_type="qwen2")
+    recipe = written(tmp_path, [base, base], gate_mode="hidden", architecture="qwen2_moe")
+    value = yaml.safe_load(recipe.read_text())
+    value["shared_experts"] = [{"source_model": str(base), "positive_prompts": PROMPTS[0], "residual_scale": 0.1}]
+    recipe.write_text(yaml.safe_dump(value))
+    said = gates(recipe, capsys)
+    assert "1 and 2" in said
+    assert "and 3" not in said
+
+
 # ------------------------------------------------------------------------------------------------------- experts' worth
 
 

@@ -15,7 +15,18 @@ from cards.hub_results import result_files
 from cards.markdown import one_line
 from cards.metadata import LICENSES
 from cards.render import render_gguf_card, render_model_card
-from evals.results import ExpertUsed, FileMade, FindingSaid, LayerRouting, QuantMade, Report, SourceUsed
+from evals.results import (
+    CardText,
+    ExpertUsed,
+    FileMade,
+    FindingSaid,
+    LayerGroup,
+    LayerRouting,
+    QuantMade,
+    Report,
+    RouterMeasured,
+    SourceUsed,
+)
 from tests.cards.page import Page, body, page
 from tests.cards.reports import BEYONDER, GOLDEN, demo_report, golden, made, measured_report, quant, release_report
 
@@ -159,7 +170,9 @@ def variants() -> dict[str, Report]:
         "a licence in a file of no repository": replace(release, repo=None, license_link="LICENSE"),
         "no routing": replace(release, routing=()),
         "random": replace(release, gate_mode="random"),
-        "an unheard-of gate mode": replace(release, gate_mode="discriminant"),
+        "an unheard-of gate mode": replace(release, gate_mode="of tomorrow"),
+        "a discriminant without held-out text": replace(release, gate_mode="discriminant"),
+        "a measured router": replace(measured_report(), card=CardText()),
         "one expert": replace(demo, experts=demo.experts[:1], experts_per_token=1, routing=(no_pair,)),
         "the base many times": replace(release, base="a/b", experts=(same,) * 16, gate_mode="random"),
         "unknown sources": replace(release, sources=()),
@@ -192,7 +205,7 @@ def test_what_is_not_known_leaves_no_hole(render: Any, name: str) -> None:
 def balanced(seen: Page) -> bool:
     open_tags: list[str] = []
     for tag, *_ in seen.tags:
-        if tag in ("br", "hr", "img"):
+        if tag.lstrip("/") in ("br", "hr", "img"):
             continue
         if not tag.startswith("/"):
             open_tags.append(tag)
@@ -251,6 +264,45 @@ def test_layers_whose_experts_are_hard_to_tell_apart_are_named() -> None:
     one = (LayerRouting(0, 1.0, 0.1, (0, 1)), LayerRouting(1, 6.0, 0.1, (0, 1)))
     assert "In layer 1 of 2, some experts" in told(replace(demo_report(), routing=one))
     assert "In every layer, some experts" in told(replace(demo_report(), routing=one[1:]))
+
+
+def many_experts(count: int) -> Report:
+    """A measured discriminant of so many experts, of whose text 1 %, 2 %, ... find its expert."""
+    report = measured_report()
+    matrix = tuple(tuple((i + 1) / 100 if i == j else 0.0 for j in range(count)) for i in range(count))
+    even = (1 / count,) * count
+    router = RouterMeasured(
+        "discriminant",
+        (0.9,) * 4,
+        (even,) * 4,
+        (0.5,) * 4,
+        (0.8,) * 4,
+        (LayerGroup(0, 1, matrix), LayerGroup(2, 3, matrix)),
+    )
+    experts = (report.experts * count)[:count]
+    return replace(report, gate_mode="discriminant", experts=experts, routers=(router,), card=CardText())
+
+
+@pytest.mark.parametrize(("count", "whole"), [(8, True), (9, False)])
+def test_of_more_experts_than_can_be_read_only_the_matrix_s_diagonal_is_shown(count: int, whole: bool) -> None:
+    text = told(many_experts(count))
+    assert ("where each expert's held-out text goes" in text) is whole
+    assert ("the share of each expert's held-out text that finds it" in text) is not whole
+    assert f" {count}.0 " in text
+    assert (" 0.0 " in text) is whole
+    assert "hard to tell apart" not in text
+
+
+def test_a_router_that_was_not_measured_is_not_judged_by_vectors_that_sum_to_zero() -> None:
+    """Those of a discriminant do, and those of a base that is a mixture may."""
+    nothing = told(replace(release_report(), gate_mode="discriminant"))
+    kept = replace(release_report().experts[0], kept=True)
+    added = told(replace(release_report(), experts=(kept, *release_report().experts[1:])))
+    for text, why in ((nothing, "the prompts left no text"), (added, "the experts kept from the base")):
+        assert "condition number" not in text.lower()
+        assert "hard to tell apart" not in text
+        assert why in text
+    assert "that of the base for each expert kept from it" in added
 
 
 def test_how_a_file_was_proven_is_said_of_each() -> None:

@@ -236,7 +236,10 @@ def test_gates_of_more_experts_are_shown_without_a_merge(
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe(base, experts, gate_mode=mode, router={"expand": False}))
     assert main(["gates", str(path), "--out", str(tmp_path / "gates.safetensors")]) == 0
-    assert "closest experts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "closest experts" in said
+    assert "not measured: what the experts kept from the base are for is not known" in said
+    assert "degenerate" not in said
     assert load_gates(tmp_path / "gates.safetensors")[1].shape == (3, HIDDEN)
 
 
@@ -279,6 +282,7 @@ def test_a_build_on_a_mixture_shows_what_was_kept_and_runs_in_llama_cpp(
     ]  # fmt: skip
     assert [quant.proof for quant in report.quants] == ["ran"]
     card = (tmp_path / "out/model/README.md").read_text()
-    assert card.count("kept from the base") == 2
+    assert card.count("| kept from the base |") == 2
+    assert "not measured: what the experts kept from the base are for is not known" in card
     assert "its expert 1" in card
     assert "3 experts in every layer" in card
