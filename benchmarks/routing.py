@@ -4,12 +4,12 @@ On the texts of tests/data/corpora, with SmolLM2-135M. For each of three sets of
 words per expert of recipes/Beyonder-4x7B-v3.yaml, routers are made by our `discriminant`, by mergekit 0.1.5 (`hidden`,
 `hidden_avg`; its own program, its own weights) and at random. Then, on texts that none of them has seen:
 
-- top-1: the share of tokens whose best expert is their domain's, mean over layers (chance .25), and load: the share of the
-  most loaded expert, the domains weighing the same; both on the router inputs of SmolLM2 itself (chat, code, storywriting,
-  math: four experts equal to the base; python, french, math, English likewise);
-- perplexity of the mixture of the demo's real experts (base, python, french, math; two experts per token) over that of each
-  text on its own expert: with texts of the kind that the mathematics expert was trained on (arithmetic), and with mathematics
-  as people write it, at which it is worse than the base;
+- top-1: the share of tokens whose best expert is their domain's, mean over layers (chance .25), on the router inputs of
+  SmolLM2 itself (chat, code, storywriting, math: four experts equal to the base; python, french, math, English likewise);
+- the mixture of the demo's real experts (base, python, french, math; two experts per token) while it routes: the share of the
+  most loaded expert, the domains weighing the same, and the perplexity over that of each text on its own expert; both with
+  texts of the kind that the mathematics expert was trained on (arithmetic), and with mathematics as people write it, at which
+  it is worse than the base;
 - seconds of a calibration on that mixture, loading included, beside mergekit's for the same prompts.
 
 BOS is not counted. Writes its section of benchmarks/RESULTS.md.
@@ -26,12 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from torch import nn
 
 from benchmarks.gates_vs_mergekit import ROOT, machine, peer_environment, put_section, today
 from demo.models import BASE, EXPERTS, make_models
@@ -42,7 +44,7 @@ from merge.gates import ExpertPrompts, load_tokenizer, random_gates
 from merge.gates.batches import packed
 from merge.gates.comparison import hidden_peer, random_peer
 from merge.gates.expansion import expand, with_samples
-from merge.gates.held_out import losses as token_losses
+from merge.gates.held_out import losses
 from merge.gates.prompts import tokenize
 from merge.gates.routed import DTYPE, calibrate_discriminant, router_inputs
 from merge.plan import MergePlan
@@ -58,8 +60,10 @@ GROUPS = {
 }
 # The demo's experts in the order of groups b and c.
 MODELS = (BASE, EXPERTS["python"], EXPERTS["french"], EXPERTS["math"])
-# What the perplexities are measured on.
+# What the mixtures are measured on.
 TEXTS = ("english", "python", "french", "math", "arithmetic")
+# The sets of prompts in each domain's file.
+SETS = (1, 2, 3)
 WORDS = (
     ("chat", "assistant", "tell me", "explain", "I want"),
     ("code", "python", "javascript", "programming", "algorithm"),
@@ -71,6 +75,19 @@ PEER_MODES = ("hidden", "hidden_avg")
 MODES = ("discriminant", *PEER_MODES, "random")
 Gates = Mapping[int, torch.Tensor]
 STARTED = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a model makes of a domain's held-out texts: its loss, nats per token, and by layer the share of the tokens whose
+    best expert each one is, (E,); no layers in a dense model."""
+
+    loss: float
+    shares: Sequence[torch.Tensor]
+
+
+# By model or router and by group of domains, each set of prompts' four domains.
+Measured = dict[str, dict[str, list[list[Domain]]]]
 # Run by the peer's Python: its command line up to the gates, for each recipe that is named on its standard input. Timed is what
 # our calibration does too: the tokenizer is loaded, the weights are, and the gates are made.
 PEER_RUN = """
@@ -122,7 +139,7 @@ def main() -> int:
     jobs = {
         (group, number): [ExpertPrompts(tuple(corpus(domain)[f"prompts {number}"])) for domain in domains]
         for group, domains in GROUPS.items()
-        for number in (1, 2, 3)
+        for number in SETS
     }
     jobs["a", 0] = [ExpertPrompts(words) for words in WORDS]
     tensors, config, evaluator = checkpoint_expressions(base)
@@ -172,22 +189,28 @@ def main() -> int:
         routed[mode] = {key: routing(found[mode][key], inputs[key[0]]) for key in jobs if key[0] in inputs}
         say(f"{mode}: {routed[mode]}")
 
-    single = {name: losses(*checkpoint_expressions(folders[name]), base) for name in MODELS}
-    say(f"each model's losses by domain: {single}")
-    found_losses: dict[str, dict[str, list[list[float]]]] = {
-        name: {group: [[x[d] for d in GROUPS[group]]] for group in "bc"} for name, x in single.items()
-    }
+    measured: Measured = {}
+    for name in MODELS:
+        x = measure(*checkpoint_expressions(folders[name]), base)
+        measured[name] = {group: [[x[d] for d in GROUPS[group]]] for group in "bc"}
+        say(f"{name} dense: {in_words(x)}")
     for mode in MODES:
-        for number in (1, 2, 3):
+        measured[mode] = {"b": [], "c": []}
+        for number in SETS:
             for groups in ("bc",) if mode == "random" else ("b", "c"):  # random routers know no prompts
                 gates = (mixtures if mode == "discriminant" else found[mode])[groups[0], number]
-                x = losses(merged_tensors, plan.config, Evaluator(merged.files, gates), base, GROUPS.get(groups, TEXTS))
+                x = measure(
+                    merged_tensors, plan.config, Evaluator(merged.files, gates), base, GROUPS.get(groups, TEXTS)
+                )
                 for group in groups:
-                    domains = [x[d] for d in GROUPS[group]]
-                    found_losses.setdefault(mode, {}).setdefault(group, []).append(domains)
-                say(f"{mode} {groups} {number}: {x}")
-    write(routed, found_losses, seconds, expansion)
+                    measured[mode][group].append([x[d] for d in GROUPS[group]])
+                say(f"{mode} {groups} {number}: {in_words(x)}")
+    write(routed, measured, seconds, expansion)
     return 0
+
+
+def in_words(domains: Mapping[str, Domain]) -> str:
+    return ", ".join(f"{name} {x.loss:.4f}" for name, x in domains.items())
 
 
 def say(text: str) -> None:
@@ -280,106 +303,141 @@ def routing(gates: Gates, inputs: Sequence[Sequence[torch.Tensor]]) -> tuple[flo
     return statistics.mean(accuracy), statistics.mean(load)
 
 
-def losses(
+def measure(
     tensors: Mapping[str, Expr],
     config: Mapping[str, Any],
     evaluator: Evaluator,
     base: Path,
     domains: Sequence[str] = TEXTS,
-) -> dict[str, float]:
-    """A model's loss on the held-out texts of each domain, nats per token: of every token but the BOS."""
+) -> dict[str, Domain]:
+    """A model on the held-out texts of each domain: on every token but the BOS."""
     tokenizer = load_tokenizer(base)
     texts = [(domain, tokenize(tokenizer, text)) for domain in domains for text in corpus(domain)["held-out"]]
     in_rows = packed([ids for _, ids in texts])
     model = StreamedModel(config, tensors, evaluator, "cpu", DTYPE)
+    seen: list[torch.Tensor] = []  # (B, T) for each batch in each layer
+
+    def note(_: nn.Module, __: tuple[Any, ...], routed: tuple[torch.Tensor, ...]) -> None:
+        best = routed[2][:, 0]  # of Mixtral's router: logits, weights and numbers of each token's experts, best first
+        seen.append(best.view(in_rows.batches[len(seen) % len(in_rows.batches)].input_ids.shape))
+
+    for index in range(model.num_layers):
+        for router, _ in model.gates(index):
+            router.register_forward_hook(note)
     run = model.advance(model.start(in_rows.batches))
-    sums = token_losses(model, run, [ids for _, ids in texts], in_rows)
-    return {
-        domain: sum(x for x, (d, _) in zip(sums, texts, strict=True) if d == domain)
-        / sum(len(ids) - 1 for d, ids in texts if d == domain)
-        for domain in domains
-    }
+    layers = [in_rows.split(seen[i : i + len(in_rows.batches)]) for i in range(0, len(seen), len(in_rows.batches))]
+    sums = losses(model, run, [ids for _, ids in texts], in_rows)
+    found = {}
+    for domain in domains:
+        of_domain = [i for i, (d, _) in enumerate(texts) if d == domain]
+        tokens = sum(len(texts[i][1]) - 1 for i in of_domain)
+        chosen = [torch.cat([rows[i][1:] for i in of_domain]) for rows in layers]
+        shares = [torch.bincount(x, minlength=len(MODELS)) / tokens for x in chosen]
+        found[domain] = Domain(sum(sums[i] for i in of_domain) / tokens, shares)
+    return found
+
+
+def load(domains: Sequence[Domain]) -> float:
+    """The share of the most loaded expert, mean over layers, every domain counting the same."""
+    by_layer = zip(*(domain.shares for domain in domains), strict=True)
+    return statistics.mean(float(torch.stack(shares).mean(0).max()) for shares in by_layer)
 
 
 def write(
     routed: Mapping[str, Mapping[tuple[str, int], tuple[float, float]]],
-    found_losses: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    measured: Measured,
     seconds: Mapping[str, Sequence[float]],
     expansion: float,
 ) -> None:
     """Put the results into benchmarks/RESULTS.md."""
-    own = {group: [found_losses[name][group][0][i] for i, name in enumerate(MODELS)] for group in "bc"}
+    own = {group: [measured[name][group][0][i] for i, name in enumerate(MODELS)] for group in "bc"}
     perplexity = {
-        (name, group): [over(x, own[group]) for x in groups[group]]
-        for name, groups in found_losses.items()
+        group: {name: [over(x, own[group]) for x in groups[group]] for name, groups in measured.items()}
         for group in "bc"
     }
-    alone, compared = (statistics.median(seconds[what]) for what in ("alone", "compared"))
-    times = {mode: statistics.median(seconds[mode]) for mode in PEER_MODES}
-    ours = f"{alone:.1f} ({alone / times['hidden']:.1f} x); with the report's comparison {compared:.1f} "
-    ours += f"({compared / times['hidden']:.1f} x)"
+    loads = {group: {mode: [load(x) for x in measured[mode][group]] for mode in MODES} for group in "bc"}
+    top = {
+        groups: {mode: [x[0] for (group, n), x in routed[mode].items() if n and group in groups] for mode in MODES}
+        for groups in ("ab", "a", "b")
+    }
+    words = {mode: [routed[mode]["a", 0][0]] for mode in MODES}
+    times = {what: statistics.median(x) for what, x in seconds.items()}
 
-    def of_sets(mode: str, which: int, groups: str = "ab") -> str:
-        values = [x[which] for (group, number), x in routed[mode].items() if group in groups and number]
-        return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    def row(
+        figure: str, must: float, goal: float, values: Mapping[str, Sequence[float]], style: str = ".3f", unit: str = ""
+    ) -> str:
+        cells = " | ".join(cell(values[mode], style, unit) for mode in MODES)
+        verdict = reached(must, goal, values["discriminant"], values["random"])
+        return f"| {figure} | {must:g}{unit} | {goal:g}{unit} | {verdict} | {cells} |"
 
-    table = [
-        ("top-1, four sentences per expert", ".92", ".95", [of_sets(mode, 0) for mode in MODES]),
-        ("top-1, five words per expert", ".75", ".80", [f"{routed[mode]['a', 0][0]:.3f}" for mode in MODES]),
-        (
-            "share of the most loaded expert; from five words",
-            ".40",
-            ".35",
-            [f"{of_sets(mode, 1)}; {routed[mode]['a', 0][1]:.3f}" for mode in MODES],
-        ),
-        (
-            "perplexity of the mixture over that of each text on its own expert",
-            "+2 %",
-            "+1 %",
-            [percent(perplexity[mode, "c"]) for mode in MODES],
-        ),
-        (
-            "seconds of the calibration, expansion aside",
-            "3 x `hidden`",
-            "2 x",
-            [
-                ours,
-                f"{times['hidden']:.1f}",
-                f"{times['hidden_avg']:.1f}",
-                "0",
-            ],
-        ),
-    ]
-    dense = ", ".join(f"{name} {percent(perplexity[name, 'c'])}" for name in MODELS)
+    def time_row(figure: str, what: str) -> str:
+        ratio = times[what] / times["hidden"]
+        cells = f"{times[what]:.1f} s ({ratio:.1f} x) | {times['hidden']:.1f} s | {times['hidden_avg']:.1f} s | 0"
+        return f"| {figure} | 3 x `hidden` | 2 x | {reached(3, 2, [ratio])} | {cells} |"
+
+    kinds = {"c": "with arithmetic", "b": "with mathematics as people write it"}
+    ours = statistics.mean(perplexity["b"]["discriminant"])
+    ranked = sorted((statistics.mean(x), name) for name, x in perplexity["b"].items() if name != "discriminant")
+    below = ", ".join(f"{name_of(name)} ({x:+.1f} %)" for x, name in ranked if x < ours)
+    above = ", ".join(f"{name_of(name)} ({x:+.1f} %)" for x, name in ranked if x >= ours)
     lines = [
         HEADING,
         "",
         f"`make bench-gates` (benchmarks/routing.py), {today()}, {machine()}. SmolLM2-135M and the demo's experts; texts of",
-        "tests/data/corpora that no router has seen; in one run. Means over three disjoint sets of four prompts per expert (lowest",
-        "to highest); with the words of recipes/Beyonder-4x7B-v3.yaml there is one.",
+        "tests/data/corpora that no router was fitted on; in one run. Means over three disjoint sets of four prompts per expert",
+        "(lowest to highest); with the words of recipes/Beyonder-4x7B-v3.yaml there is one. What `discriminant` reaches is said of",
+        "the mean; where it is less for the worst set, or a random router reaches it too, that is added.",
         "",
-        f"| figure | must reach | goal | {' | '.join(name_of(mode) for mode in MODES)} |",
-        "|---|---|---|---|---|---|---|",
-        *(f"| {figure} | {must} | {goal} | {' | '.join(cells)} |" for figure, must, goal, cells in table),
+        f"| figure | must reach | goal | reached | {' | '.join(name_of(mode) for mode in MODES)} |",
+        "|---|---|---|---|---|---|---|---|",
+        row("top-1, four sentences per expert", 0.92, 0.95, top["ab"]),
+        row("top-1, five words per expert", 0.75, 0.80, words),
+        *(row(f"share of the most loaded expert in the mixture, {kinds[g]}", 0.40, 0.35, loads[g]) for g in "cb"),
+        *(
+            row(
+                f"perplexity of the mixture over that of each text on its own expert, {kinds[g]}",
+                2,
+                1,
+                perplexity[g],
+                "+.1f",
+                " %",
+            )
+            for g in "cb"
+        ),
+        time_row("calibration, expansion aside: the router alone", "alone"),
+        time_row("the same with the report's comparison", "compared"),
         "",
-        "Top-1: tokens whose best expert is their domain's, mean over layers and over two groups of four domains (chance .25);",
-        "load: even would be .25. Both on SmolLM2's own router inputs. Perplexity: of the mixture of the demo's four experts, on",
-        "a balanced mix of English, Python, French and arithmetic. The dense models alone:",
-        f"{dense}.",
-        f"Seconds: medians of {len(seconds['alone'])} calibrations on the mixture, in turns with the peer's; the loading of tokenizer",
-        "and weights is included in all. The report's comparison (the same tokens with mergekit's `hidden`",
-        "and with a random router) is what `moerge gates` and a build add for the reader; the router does not",
-        f"need it. The expansion of the five words took another {expansion:.0f} s.",
+        "Top-1: tokens whose best expert is their domain's, mean over layers and over two groups of four domains (chance .25), on",
+        "SmolLM2's own router inputs. Load and perplexity: of the mixture of the demo's four experts while it routes with these",
+        "gates, two experts per token, on a balanced mix of English, Python, French and either arithmetic or mathematics as people",
+        "write it. Load is the share of the tokens, BOS aside, whose best expert is the most loaded one, mean over layers (even",
+        "would be .25).",
         "",
-        "Top-1 by group (a: chat, code, storywriting, math; b: English, Python, French, math):",
+        "What the perplexity is worth: the arithmetic texts were added after the router was written, when the mathematics expert,",
+        "which was trained on arithmetic, had been seen to be worse than the base at mathematics as people write it. And how softly",
+        "the router decides (`SOFTNESS` in merge/gates/routed.py) was chosen by the perplexity of these very texts with these three",
+        "sets of prompts, so it is not a figure on texts that nothing was chosen by. With mathematics as people write it the",
+        "comparison is with an expert that is bad at it, so a figure below zero is easily had there, and `discriminant`, which",
+        f"sends such text to that expert, is at {ours:+.1f} %. Lower than it: {below or 'none'}.",
+        f"Higher: {above or 'none'}.",
         "",
-        "| router | group a | group b |",
-        "|---|---|---|",
-        *(f"| {name_of(mode)} | {of_sets(mode, 0, 'a')} | {of_sets(mode, 0, 'b')} |" for mode in MODES),
+        f"Calibration: medians of {len(seconds['alone'])} on the mixture, in turns with the peer's; the loading of tokenizer and",
+        "weights is included in all. The router alone is the calibration, and what mergekit's time is of. The report's comparison",
+        "(the same tokens with mergekit's `hidden` and with a random router) is what `moerge gates` and a build add to it for the",
+        f"reader; the router does not need it. The expansion of the five words took another {expansion:.0f} s.",
         "",
-        "Loss in nats per token by domain, mean over the sets, and the perplexity as above. First with arithmetic, of the kind that the",
-        "mathematics expert was trained on; then with mathematics as people write it, at which it is worse than the base, so that a",
-        "router that sends such text to it has the higher perplexity.",
+        "On SmolLM2's own router inputs, not in a mixture: top-1 by group (a: chat, code, storywriting, math, for which the demo",
+        "has no experts; b: English, Python, French, math), and the share of the most loaded expert from the five words, which",
+        "are group a's.",
+        "",
+        "| router | top-1, group a | top-1, group b | load from five words |",
+        "|---|---|---|---|",
+        *(
+            f"| {name_of(mode)} | {cell(top['a'][mode])} | {cell(top['b'][mode])} | {routed[mode]['a', 0][1]:.3f} |"
+            for mode in MODES
+        ),
+        "",
+        "In the mixture and in the dense models: loss in nats per token by domain, mean over the sets, and the perplexity as above.",
     ]
     for group, title in (("c", "arithmetic"), ("b", "math")):
         lines += [
@@ -387,23 +445,38 @@ def write(
             f"| model | English | Python | French | {title} | perplexity (lowest to highest) |",
             "|---|---|---|---|---|---|",
         ]
-        for name, groups in found_losses.items():
-            means = " | ".join(f"{statistics.mean(x[d] for x in groups[group]):.3f}" for d in range(4))
-            lines.append(f"| {name_of(name)} | {means} | {percent(perplexity[name, group])} |")
+        for name, groups in measured.items():
+            means = " | ".join(f"{statistics.mean(x[d].loss for x in groups[group]):.3f}" for d in range(4))
+            lines.append(f"| {name_of(name)} | {means} | {cell(perplexity[group][name], '+.1f', ' %')} |")
     lines.append("")
     put_section(HEADING, lines)
     print("\n".join(lines))
 
 
-def percent(values: Sequence[float]) -> str:
+def reached(must: float, goal: float, ours: Sequence[float], chance: Sequence[float] = ()) -> str:
+    """What the mean of ours reaches, and what takes from it: that the worst does not, or that chance does."""
+
+    def grade(value: float) -> str:
+        sign = 1 if goal > must else -1
+        return "goal" if sign * value >= sign * goal else "must" if sign * value >= sign * must else "no"
+
+    found = grade(statistics.mean(ours))
+    worst = grade(min(ours) if goal > must else max(ours))
+    notes = [f"worst set: {worst}"] if worst != found else []
+    if found != "no" and chance and grade(statistics.mean(chance)) != "no":
+        notes.append(f"random: {grade(statistics.mean(chance))}")
+    return "; ".join([found, *notes])
+
+
+def cell(values: Sequence[float], style: str = ".3f", unit: str = "") -> str:
     """The mean, and where there are several the lowest and the highest."""
-    spread = f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):+.1f} %{spread}"
+    spread = f" ({min(values):{style}} to {max(values):{style}})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{style}}{unit}{spread}"
 
 
-def over(losses: Sequence[float], own: Sequence[float]) -> float:
+def over(domains: Sequence[Domain], own: Sequence[Domain]) -> float:
     """By how many percent the perplexity exceeds that of each text on its own expert, every domain counting the same."""
-    return 100 * math.expm1(statistics.mean(losses) - statistics.mean(own))
+    return 100 * math.expm1(statistics.mean(x.loss for x in domains) - statistics.mean(x.loss for x in own))
 
 
 def name_of(mode: str) -> str:
