@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bot.cli import main
+from bot.gates import written_in
 from bot.hub.server import Server, running
 from bot.worth import is_measured
 from merge.planner import build_plan
@@ -437,6 +438,19 @@ def test_experts_write_their_own_text_which_the_preview_counts(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {one["expert"] for one in report["written_prompts"]} == {0, 1}
     assert {one["prompt"] for one in report["written_prompts"]} == {"talk", "city", "code", "python"}
+
+
+def test_no_text_is_written_from_short_prompts_where_the_recipe_says_so(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, written_by_expand = tmp_path / "gates.safetensors", {}
+    for expand in (True, False):
+        recipe = written(tmp_path, models, [["talk", "city"], ["code", "python"]], router={"expand": expand})
+        assert main(["gates", str(recipe), "--device", "cpu", "--no-worth", "--out", str(out)]) == 0
+        assert ("texts were written from short prompts" in capsys.readouterr().out) is expand
+        written_by_expand[expand] = written_in(out)
+    assert {one["prompt"] for one in written_by_expand[True]} == {"talk", "city", "code", "python"}
+    assert written_by_expand[False] == ()
 
 
 # -------------------------------------------------------------------------------------------------- what a preview says

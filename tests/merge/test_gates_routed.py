@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 
 from bot.cli import main
 from merge.errors import RecipeError
@@ -24,7 +24,7 @@ from merge.forward import Batch, StreamedModel
 from merge.gates import expansion
 from merge.gates.batches import packed
 from merge.gates.discriminant import APART, MAX_TOP_WEIGHT, Rows, fit_router, rows_of
-from merge.gates.expansion import SAMPLES, Sample, expand, is_short, with_samples
+from merge.gates.expansion import ASKED, SAMPLES, Sample, expand, is_short, with_samples
 from merge.gates.held_out import routed, sent
 from merge.gates.prompts import ExpertPrompts, PromptError, calibration_texts, load_tokenizer, read_prompts
 from merge.gates.record import LayerRecord, Record, advice, record_of
@@ -423,6 +423,19 @@ def test_a_shared_experts_gate_opens_for_its_own_text(mixture: Path) -> None:
     assert {tuple(gate.shape) for gate in made.gates.values()} == {(4, 32)}
     alone = calibrated(mixture)
     torch.testing.assert_close(made.gates[0][:3], alone.gates[0], rtol=0.01, atol=1e-3)
+    texts, model = made.texts.texts, streamed(mixture, made.gates)
+    run = model.start([Batch(torch.tensor([text.ids])) for text in texts])
+    for layer in model.layers():
+        ((router, _),) = model.gates(layer.index)
+        inputs = [x[0, text.skipped :] for text, x in zip(texts, router_inputs(layer, run, router), strict=True)]
+        opened = [(x @ made.gates[layer.index][3].to(x)).sigmoid() for x in inputs]  # (T,) of each text
+        own, others = (
+            torch.cat([share for text, share in zip(texts, opened, strict=True) if (text.expert == 3) is mine])
+            for mine in (True, False)
+        )
+        assert float(own.mean()) > 0.6
+        assert float(others.mean()) < 0.4
+        layer.advance(run)
 
 
 def test_idle_experts_and_experts_alike_are_named_with_their_layers() -> None:
@@ -500,6 +513,35 @@ def test_short_prompts_are_expanded_with_the_seed_and_sentences_are_kept(tmp_pat
     assert expanded[0].positive[0] == "a sentence that is long enough"
     assert len(expanded[0].positive) == 1 + len(first)
     assert expanded[1] == experts[1]
+
+
+def test_a_model_with_chatmls_tokens_is_also_asked_and_of_a_chat_only_the_answer_is_kept(tmp_path: Path) -> None:
+    folder = save_base(tmp_path, special=SPECIAL)
+    tensors, config, evaluator = checkpoint_expressions(folder)
+    experts = [ExpertPrompts(("code",))]
+
+    def written() -> tuple[Sample, ...]:
+        return expand(experts, config, tensors, evaluator, folder, 1, "cpu", tokens=6)
+
+    plain = {sample.beginning for sample in written()}
+    assert all("<|im_" not in beginning for beginning in plain)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    samples = written()
+    chats = {sample.beginning for sample in samples} - plain
+    assert plain < {sample.beginning for sample in samples}
+    assert len(chats) == len(ASKED)
+    for beginning in chats:
+        assert beginning.startswith("<|im_start|>user\n")
+        assert "code" in beginning
+        assert beginning.endswith("<|im_end|>\n<|im_start|>assistant\n")
+    for sample in samples:
+        if sample.beginning in chats:
+            assert not any(part in sample.text for part in ("im_", "user", "assistant", "code"))
+            assert len(sample.text) <= 6  # a token is a byte here
+        else:
+            assert sample.text.startswith(sample.beginning.strip())
 
 
 def test_of_many_short_prompts_an_even_part_is_expanded_and_the_others_keep_their_text(tmp_path: Path) -> None:
