@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import resources
 from itertools import pairwise
@@ -225,11 +226,13 @@ def _general_text() -> tuple[str, ...]:
 def _written(
     loaded: LoadedRecipe, plan: MergePlan, local: Mapping[str, Checkpoint], folder: Path, device: str
 ) -> tuple[Sample, ...]:
-    """The text written from short prompts; kept in `folder` under its content address, and taken from there."""
-    from pydantic import TypeAdapter
+    """The text written from short prompts; kept under its content address in `folder` and in the user's cache, and taken
+    from there. A file that cannot be read is as good as none."""
+    from pydantic import TypeAdapter, ValidationError
 
     from merge.gates.expansion import TOKENS, Sample, expand
     from merge.gates.record import written_key
+    from merge.hub import written_cache
 
     who, prompts, seed = expands(loaded), prompts_of(loaded, plan), loaded.recipe.build.seed
     if who is None:
@@ -238,9 +241,10 @@ def _written(
     adapter = TypeAdapter(tuple[Sample, ...])
     prints = ["+".join(plan.sources[key].fingerprint for key in writer if key) for writer in writers]
     key = written_key(prompts, prints, seed)
-    path = folder / f"prompts-{key[:16]}.json"
-    if path.is_file():
-        return adapter.validate_json(path.read_bytes())
+    path, cached = folder / f"prompts-{key[:16]}.json", written_cache() / f"{key}.json"
+    for kept in (path, cached):
+        with suppress(OSError, ValidationError):
+            return adapter.validate_json(kept.read_bytes())
     samples: tuple[Sample, ...] = ()
     for number, writer in enumerate(writers if who == "experts" else writers[:1]):
         model = local[writer[0]]
@@ -261,6 +265,9 @@ def _written(
         for old in folder.glob("prompts-*.json"):
             old.unlink()
         write_atomically(path, adapter.dump_json(samples, indent=2) + b"\n")
+    with suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, path.read_bytes())
     return samples
 
 

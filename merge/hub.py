@@ -326,6 +326,11 @@ def header_cache() -> Path:
     return _store() / "headers"
 
 
+def written_cache() -> Path:
+    """Where the text is kept that models write from short prompts, by its content address."""
+    return _store() / "written"
+
+
 def _store() -> Path:
     """Where downloaded sources lie: beside the client's cache, as `owner--name/commit/`."""
     from huggingface_hub import constants

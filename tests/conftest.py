@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def root() -> Path:
     """The project's folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where text from short prompts is kept: not where the user's is, who may have it from other code."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merge.hub.written_cache", lambda: folder)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -482,6 +482,23 @@ def test_a_preview_says_what_the_gate_mode_makes_of_the_prompts(
 # ----------------------------------------------------------------------------------------------------- degenerate cases
 
 
+def test_text_from_short_prompts_is_written_once_and_again_where_it_is_damaged(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], written_cache: Path
+) -> None:
+    before = set(written_cache.iterdir())
+    recipe = written(tmp_path, models, [["verse"], PROMPTS[1]])
+    figures = []
+    for expected in (True, False, True):
+        assert main(["gates", str(recipe), "--device", "cpu"]) == 0
+        said = capsys.readouterr()
+        assert ("text from short prompts" in said.err) == expected
+        figures.append(said.out)
+        [kept] = set(written_cache.iterdir()) - before
+        if len(figures) == 2:
+            kept.write_text('[{"expert": 0}]')
+    assert figures[0] == figures[1] == figures[2]
+
+
 def test_one_expert_gets_all_tokens(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = written(tmp_path, models[:1], [PROMPTS[0]], experts_per_token=1)
     said = gates(recipe, capsys)
