@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from bot.runners import Runner
 from merge import findings as f
 from merge.expr import elements
+from merge.gates.prompts import MAX_TOKENS
 from merge.plan import MergePlan
-from merge.recipe import RANDOM_GATES
+from merge.recipe import DISCRIMINANT, RANDOM_GATES
 
 GB = 10**9
 # Python with torch and llama.cpp with its buffers; a merge alone takes less.
 PROGRAMS = 2 * GB
 # A forward pass computes in float32.
 FLOAT32 = 4
+# Of each token that a discriminant router is calibrated on, for each of the model's columns: what enters a layer, its
+# attention's result, and what the router receives, twice (merge.gates.routed). About so many characters are a token.
+BYTES_PER_TOKEN, CHARACTERS = 12, 4
+# Matrices of its fit, in float64 (merge.gates.discriminant): the Gram matrix, its eigenvectors, and room to find them.
+FIT_BYTES = 5 * 8
 
 # Disk and memory of GitHub's standard runners: what a job is promised, not what is found there on a good day.
 # https://docs.github.com/en/actions/reference/runners/github-hosted-runners
@@ -50,7 +56,8 @@ def memory_bytes(plan: MergePlan) -> int:
     """About the least memory that a build gets by with.
 
     Weights are streamed: a merge holds slices, a forward pass one layer at a time and of it one expert at a time, besides
-    the rows of the output matrix for the texts it writes from prompts.
+    the rows of the output matrix for the texts it writes from prompts. What a router is fitted on rests in memory, as far as
+    the recipe and its datasets say how much that is: files of prompts are not counted.
     """
     if plan.gate_mode in RANDOM_GATES and not plan.quants:
         return PROGRAMS // 2
@@ -65,7 +72,18 @@ def memory_bytes(plan: MergePlan) -> int:
             layers[index] = layers.get(index, 0) + share
         else:
             outside = max(outside, count)
-    return PROGRAMS + FLOAT32 * (max(layers.values(), default=0) + outside)
+    return PROGRAMS + FLOAT32 * (max(layers.values(), default=0) + outside) + _calibration_bytes(plan)
+
+
+def _calibration_bytes(plan: MergePlan) -> int:
+    """What a discriminant router's calibration takes besides the weights."""
+    if plan.gate_mode != DISCRIMINANT:
+        return 0
+    texts = [part for expert in plan.gated for part in (expert.positive_prompts, expert.negative_prompts)]
+    texts += [read.texts for read in plan.slices.values()]
+    tokens = sum(min(MAX_TOKENS, sum(map(len, part)) // CHARACTERS) for part in texts)
+    hidden = int(plan.config["hidden_size"])
+    return BYTES_PER_TOKEN * tokens * hidden + FIT_BYTES * min(tokens, hidden) ** 2
 
 
 def fit(runner: Runner, disk: int | None, memory: int | None) -> Fit:
