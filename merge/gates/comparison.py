@@ -65,7 +65,7 @@ def hidden_peer(
 
     def peer(layer: int, text: Text) -> torch.Tensor:
         owner = calibrated[text.expert]
-        left_out = (owner.origins or owner.positive if text.positive else owner.negative)[text.prompt]
+        left_out = (owner.positive if text.positive else owner.negative)[text.prompt]
         known = any(p.text == left_out and (p.expert, p.positive) == (text.expert, text.positive) for p in prompts)
         key = (text.expert, text.positive, left_out if known else None)
         if key not in gates:

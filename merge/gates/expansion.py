@@ -113,13 +113,9 @@ def with_samples(experts: Sequence[ExpertPrompts], samples: Sequence[Sample]) ->
     expanded = []
     for number, expert in enumerate(experts):
         mine = [sample for sample in samples if sample.expert == number]
-        if not mine:
-            expanded.append(expert)
-            continue
         replaced = {sample.prompt for sample in mine}
         kept = tuple(prompt for prompt in expert.positive if prompt not in replaced)
-        texts, origins = (*kept, *(sample.text for sample in mine)), (*kept, *(sample.prompt for sample in mine))
-        expanded.append(ExpertPrompts(texts, expert.negative, origins))
+        expanded.append(ExpertPrompts((*kept, *(sample.text for sample in mine)), expert.negative))
     return expanded
 
 

@@ -29,18 +29,16 @@ class PromptError(MoergeError):
 
 @dataclass(frozen=True)
 class ExpertPrompts:
-    """What should go to an expert, and what should not. `origins` are the prompts that the positive texts were written from,
-    where they are not prompts themselves."""
+    """What should go to an expert, and what should not."""
 
     positive: tuple[str, ...]
     negative: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Text:
     """A piece of calibration text: token ids (BOS first where the tokenizer has one), whose it is, which of the expert's
-    prompts it came from (of the texts written from one, the first), and how many tokens of it (a BOS) say nothing about it."""
+    prompts it came from, and how many tokens of it (a BOS) say nothing about it."""
 
     ids: tuple[int, ...]
     expert: int
@@ -94,10 +92,8 @@ def calibration_texts(tokenizer: Any, experts: Sequence[ExpertPrompts], config: 
     for number, expert in enumerate(experts):
         for positive, prompts in ((True, expert.positive), (False, expert.negative)):
             pieces: list[Text] = []
-            first: dict[str, int] = {}
             for prompt, text in enumerate(prompts):
-                origin = expert.origins[prompt] if positive and expert.origins else text
-                made = _pieces(tokenizer, text, window, number, positive, first.setdefault(origin, prompt))
+                made = _pieces(tokenizer, text, window, number, positive, prompt)
                 if not made:
                     kind = "positive" if positive else "negative"
                     raise PromptError(

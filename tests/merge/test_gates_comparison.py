@@ -62,15 +62,6 @@ def test_text_that_no_prompt_of_the_recipe_is_meets_the_whole_router(base: Path)
     assert float(torch.nn.functional.cosine_similarity(found, whole, dim=-1).min()) > 0.999
 
 
-def test_text_written_from_a_prompt_meets_the_router_without_that_prompt(base: Path) -> None:
-    tensors, config, evaluator = checkpoint_expressions(base)
-    written = ExpertPrompts(("bonjour, by a model", *EXPERTS[2].positive[1:]), EXPERTS[2].negative, EXPERTS[2].positive)
-    expanded = [*EXPERTS[:2], written]
-    peer = hidden_peer(EXPERTS, expanded, config, tensors, evaluator, base, "cpu")
-    of_raw = hidden_peer(EXPERTS, EXPERTS, config, tensors, evaluator, base, "cpu")
-    assert torch.equal(peer(1, text_of(base, expanded, 2, 0)), of_raw(1, text_of(base, list(EXPERTS), 2, 0)))
-
-
 def test_the_random_router_is_the_one_of_gate_mode_random(base: Path) -> None:
     tensors, config, evaluator = checkpoint_expressions(base)
     gates = calibrate("random", EXPERTS, config, tensors, evaluator, base, 7, device="cpu")

@@ -32,7 +32,6 @@ from merge.gates.routed import (
     SOFTNESS,
     SOFTNESS_UNSCALED,
     Calibration,
-    _rows,
     attention_once,
     calibrate_discriminant,
     router_inputs,
@@ -389,22 +388,6 @@ def test_without_a_bos_the_first_token_is_left_out_unless_it_is_all(tmp_path: Pa
     texts = calibration_texts(load_tokenizer(tmp_path), [ExpertPrompts(("a", "abc"))], {}).texts
     assert [(len(text.ids), text.tokens) for text in texts] == [(1, 1), (3, 2)]
     assert all(torch.isfinite(gate).all() for gate in calibrated(tmp_path).gates.values())
-
-
-def test_texts_written_from_one_prompt_are_held_out_together(mixture: Path) -> None:
-    samples = [Sample(0, word, word, f"{word} {i} {i * i}") for word in ("one", "two") for i in range(4)]
-    experts = with_samples(
-        [ExpertPrompts(("one", "two")), ExpertPrompts(("a whole sentence", "and one more"))], samples
-    )
-    assert experts[0].origins == ("one",) * 4 + ("two",) * 4
-    config = json.loads((mixture / "config.json").read_text())
-    texts = calibration_texts(load_tokenizer(mixture), experts, config).texts
-    assert [text.prompt for text in texts] == [0] * 4 + [4] * 4 + [0, 1]
-    rows = _rows(2, texts)
-    groups = [set(rows.group[rows.own == expert].tolist()) for expert in (0, 1)]
-    assert [len(found) for found in groups] == [2, 2] and not groups[0] & groups[1]
-    alone = with_samples([ExpertPrompts(("one",))], samples[:4])  # nothing would be left of it
-    assert len(set(_rows(1, calibration_texts(load_tokenizer(mixture), alone, config).texts).group.tolist())) == 4
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
