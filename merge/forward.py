@@ -17,28 +17,21 @@ repeated here: `start` calls the model's own forward with layers that only note 
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers import __version__ as transformers_version
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.modeling_outputs import MoeModelOutputWithPast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from merge.errors import SourceError, UsageError
 from merge.evaluate import TORCH_DTYPES, Evaluator
 from merge.expr import Cast, Concat, Expr, Gate, Read, elements
 from merge.memory import all_memory
 from merge.one_expert import one_expert_at_a_time
+from merge.skeleton import fill_computed_buffers, places_of, sources_of, without_storage
 
 # What a layer is called with beside the hidden states.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -47,16 +40,6 @@ Progress: TypeAlias = Callable[[int], None]
 
 # Logits of about this many elements are made at a time: 256 MB in float32.
 LOGITS_ELEMENTS = 1 << 26
-# How transformers makes one parameter of many experts' tensors: stacked, and gate and up one after the other.
-FUSIONS = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
-# Parts of config.json that do not concern the forward pass, or ask for outputs that would only cost memory here.
-IGNORED_CONFIG = ("auto_map", "quantization_config", "torch_dtype", "dtype", "transformers_version")
-FORCED_CONFIG = {
-    "use_cache": False,
-    "output_hidden_states": False,
-    "output_attentions": False,
-    "output_router_logits": False,
-}
 
 
 @dataclass(frozen=True)
@@ -135,14 +118,14 @@ class StreamedModel:
         self._memory = free_memory(self.device) if memory is None else memory
         self._tensors = tensors
         self._evaluator = evaluator
-        self._model = _without_storage(config, tensors)
-        _fill_computed_buffers(self._model, self.device)
+        self._model = without_storage(config, tensors)
+        fill_computed_buffers(self._model, self.device)
         self.config = self._model.config
         self._prefix: str = self._model.base_model_prefix
         self._backbone = getattr(self._model, self._prefix)
         self._layers: list[nn.Module] = list(self._backbone.layers)
         self._names = {module: name for name, module in self._model.named_modules()}
-        self._sources, self.unused = _sources(self._model, tensors)
+        self._sources, self.unused = sources_of(self._model, tensors)
         self.expert = 0  # of experts that are loaded one at a time, the one that is there
 
     @property
@@ -329,7 +312,7 @@ class StreamedModel:
             return self._evaluator.tensor(exprs[0]).view(empty.shape)
         if name not in storage:
             storage[name] = torch.empty(empty.shape, dtype=dtype, device=self.device)
-        for expr, place in zip(exprs, _places(storage[name], exprs), strict=True):
+        for expr, place in zip(exprs, places_of(storage[name], exprs), strict=True):
             self._copy(expr, place)
         return storage[name]
 
@@ -383,103 +366,6 @@ class _Given(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
         return MoeModelOutputWithPast(last_hidden_state=self.hidden)
-
-
-def _without_storage(config: Mapping[str, Any], tensors: Mapping[str, Expr]) -> Any:
-    """transformers' causal language model of `config`, all of it on the meta device."""
-    model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise SourceError(f"model_type {model_type!r}: transformers {transformers_version} knows no such model")
-    layers = config.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > len(tensors):
-        raise SourceError(f"the config names {layers} layers, but the checkpoint has only {len(tensors)} tensors")
-    known = {key: value for key, value in copy.deepcopy(dict(config)).items() if key not in IGNORED_CONFIG}
-    try:
-        parsed = CONFIG_MAPPING[model_type].from_dict(known | FORCED_CONFIG)
-        with torch.device("meta"):
-            # One expert after the other: the one way of running experts that takes every dtype on every device.
-            model = AutoModelForCausalLM.from_config(parsed, experts_implementation="eager")
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
-        StrictDataclassError,
-    ) as error:
-        raise SourceError(f"transformers cannot make a {model_type} language model of the config: {error}") from None
-    backbone = getattr(model, model.base_model_prefix, None)
-    if not all(isinstance(getattr(backbone, part, None), nn.Module) for part in ("layers", "norm")):
-        raise SourceError(
-            f"model_type {model_type!r} is not a stack of decoder layers and a norm: it cannot be streamed"
-        )
-    return model.eval()
-
-
-def _fill_computed_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers no checkpoint stores (rotary frequencies, embedding scales), as from_pretrained does."""
-    owners = []
-    for name, buffer in list(model.named_non_persistent_buffers()):
-        owner = model.get_submodule(name.rpartition(".")[0])
-        owner._buffers[name.rpartition(".")[2]] = torch.empty_like(buffer, device=device)
-        owners.append(owner)
-    for owner in dict.fromkeys(owners):
-        model._init_weights(owner)
-
-
-def _sources(model: Any, tensors: Mapping[str, Expr]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """For each parameter of `model` the tensors it is read from, and the tensors left over.
-
-    A fused parameter (E, k*R, C) of E experts has k*E sources, ordered by part (gate before up), then by expert.
-    """
-    empties: dict[str, torch.Tensor] = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if not isinstance(transform, WeightConverter)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    found: dict[str, list[tuple[int, list[int], str]]] = {}
-    unused = []
-    for name in tensors:
-        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, empties)
-        if name in empties:  # already under the model's own name
-            parameter, pattern = name, None
-        if parameter not in empties:
-            unused.append(name)
-            continue
-        part = 0
-        if pattern is not None:
-            converter = next(converter for converter in converters if pattern in converter.source_patterns)
-            if [type(step).__name__ for step in converter.operations] not in FUSIONS:
-                raise SourceError(f"tensor {name!r}: transformers rearranges it in a way that is not known here")
-            part = converter.source_patterns.index(pattern)
-        found.setdefault(parameter, []).append((part, [int(digits) for digits in re.findall(r"\d+", name)], name))
-    # An output head tied to the embedding is stored once, under either name.
-    for one, other in model.all_tied_weights_keys.items():
-        if one not in found and other in found:
-            found[one] = found[other]
-        elif other not in found and one in found:
-            found[other] = found[one]
-    sources: dict[str, list[str]] = {}
-    for parameter, empty in empties.items():
-        sources[parameter] = names = [name for *_, name in sorted(found.get(parameter, []))]
-        if not names:
-            raise SourceError(f"the checkpoint has no tensor for {parameter!r}")
-        places = _places(empty, [tensors[name] for name in names])
-        if len(places) != len(names):
-            raise SourceError(f"{parameter!r} is made of {len(places)} tensors, but the checkpoint has {len(names)}")
-        for name, place in zip(names, places, strict=True):
-            if tensors[name].shape != tuple(place.shape):
-                has, wants = tensors[name].shape, tuple(place.shape)
-                raise SourceError(f"tensor {name!r} has shape {has}, but the config asks for {wants}")
-    return sources, tuple(unused)
-
-
-def _places(target: torch.Tensor, pieces: Sequence[Expr]) -> list[torch.Tensor]:
-    """Where in a parameter its `pieces` go: the whole of it, or of a fused (E, k*R, C) the k*E blocks (R, C)."""
-    if len(pieces[0].shape) == target.dim():
-        return [target]
-    parts = max(1, len(pieces) // target.shape[0])  # k
-    return [block for part in target.chunk(parts, dim=1) for block in part]
 
 
 def _set_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
