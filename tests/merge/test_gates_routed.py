@@ -169,7 +169,7 @@ def test_more_tokens_than_the_model_is_wide_are_fitted_in_pieces_and_stay_as_the
         return made
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    monkeypatch.setattr("merge.gates.discriminant.PIECE_ELEMENTS", 10 * 40)
+    monkeypatch.setattr("merge.gates.singular.PIECE_ELEMENTS", 10 * 40)
     pieces = fit_router(x, rows, pin=pin)
     assert 10 <= max(in_float64) <= 40  # of 108: pieces, prompts, and the Gram matrix of 40 columns
     torch.testing.assert_close(pieces.gate, whole.gate)
