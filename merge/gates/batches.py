@@ -17,18 +17,12 @@ ROW = 128
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sequence lies: in a batch, its row, from column `start` to `stop`, and from `first` on among the batch's B*T
-    tokens."""
+    """Where a sequence lies: in a batch, its row, from column `start` to `stop`."""
 
     batch: int
     row: int
     start: int
     stop: int
-    first: int
-
-    def tokens(self, skipped: int = 0) -> torch.Tensor:
-        """The numbers (n,) of its tokens among the batch's B*T, without so many at its beginning."""
-        return torch.arange(self.first + skipped, self.first + self.stop - self.start)
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,12 @@ class Packed:
     def of_batch(self, b: int) -> Iterator[tuple[int, Place]]:
         """The sequences of batch b."""
         return ((i, place) for i, place in enumerate(self.places) if place.batch == b)
+
+    def tokens(self, i: int, skipped: int = 0) -> torch.Tensor:
+        """The numbers (n,) of sequence i's tokens among its batch's B*T, without so many at its beginning."""
+        place = self.places[i]
+        first = place.row * self.batches[place.batch].input_ids.shape[1]
+        return torch.arange(first + place.start + skipped, first + place.stop)
 
     def split(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Of what each batch's tokens have, (B, T, H), what each sequence's have, (n, H)."""
@@ -76,7 +76,7 @@ def packed(sequences: Sequence[Sequence[int]], tokens: int = TOKENS_PER_BATCH) -
             start = 0
             for i in rows[number]:
                 stop = start + lengths[i]
-                places[i] = Place(len(batches), row, start, stop, row * wide + start)
+                places[i] = Place(len(batches), row, start, stop)
                 ids[row, start:stop] = torch.tensor(sequences[i])
                 positions[row, start:stop] = torch.arange(lengths[i])
                 start = stop

@@ -165,7 +165,7 @@ def _held_rows(texts: Sequence[Text], own: Sequence[int], in_rows: Packed) -> li
     count = 0
     for i in own:
         place = in_rows.places[i]
-        tokens[place.batch].append(place.tokens(texts[i].skipped))
+        tokens[place.batch].append(in_rows.tokens(i, texts[i].skipped))
         rows[place.batch].append(torch.arange(count, count + texts[i].tokens))
         count += texts[i].tokens
     return [(torch.cat(at), torch.cat(found)) for at, found in zip(tokens, rows, strict=True)]

@@ -91,7 +91,7 @@ def _mean_losses(
             layer.advance(run)
             continue
         given = [
-            sent(batch, experts, [(place.tokens(), texts[i][0]) for i, place in rows.of_batch(b)])
+            sent(batch, experts, [(rows.tokens(i), texts[i][0]) for i, _ in rows.of_batch(b)])
             for b, batch in enumerate(rows.batches)
         ]
         with routed(modules[0][0], torch.zeros(experts, model.config.hidden_size), given):

@@ -34,7 +34,7 @@ def test_every_sequence_lies_whole_and_alone_at_its_place(lengths: list[int], to
         assert batch.input_ids.numel() <= tokens or len(batch.input_ids) == 1
         assert batch.input_ids.shape[1] <= max([ROW, *lengths])
         for i, place in made.of_batch(b):
-            assert batch.input_ids.view(-1)[place.tokens()].tolist() == sequences[i]
+            assert batch.input_ids.view(-1)[made.tokens(i)].tolist() == sequences[i]
             assert batch.position_ids[place.row, place.start : place.stop].tolist() == list(range(lengths[i]))
         starts = {(place.row, place.start) for _, place in made.of_batch(b)}
         ends = {(row, int(x)) for row in range(len(batch.input_ids)) for x in (batch.position_ids[row] == 0).nonzero()}
